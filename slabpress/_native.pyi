@@ -1,0 +1,94 @@
+from collections.abc import Sequence
+from mmap import mmap
+from typing import Final
+
+from slabpress.records import Headers, Part
+
+NONE: Final[int]
+BATCH_FULL: Final[int]
+NO_SLAB: Final[int]
+ALL_APPENDED: Final[int]
+STOPPED_BATCH_FULL: Final[int]
+STOPPED_NO_SLAB: Final[int]
+STOPPED_NOT_OPEN: Final[int]
+STOPPED_TOO_LARGE: Final[int]
+
+class Memory:
+    size: int
+    def __init__(self, buffer: mmap | bytearray) -> None: ...
+    def release(self) -> None: ...
+    def load_u32(self, offset: int) -> int: ...
+    def store_u32(self, offset: int, value: int) -> None: ...
+    def load_u64(self, offset: int) -> int: ...
+    def store_u64(self, offset: int, value: int) -> None: ...
+    def add_u64(self, offset: int, amount: int) -> None: ...
+    def fence(self) -> None: ...
+    def view_of(self, offset: int, length: int) -> memoryview: ...
+
+class Words:
+    count: int
+    def __init__(self, memory: Memory, offset: int, count: int) -> None: ...
+    def load(self, index: int) -> int: ...
+    def store(self, index: int, value: int) -> None: ...
+    def find(self, value: int, start: int = 0) -> int: ...
+    def find_all(self, value: int) -> list[int]: ...
+    def tally(self, values: int) -> list[int]: ...
+
+class Blocks:
+    count: int
+    block_bytes: int
+    def __init__(
+        self, memory: Memory, states: int, nexts: int, data: int, count: int, block_bytes: int, free: int
+    ) -> None: ...
+    def claim(self, wanted: int, state: int) -> int: ...
+    def mark(self, first: int, state: int) -> None: ...
+    def trim(self, first: int, keep: int) -> int: ...
+    def chain(self, first: int) -> list[int]: ...
+    def views(self, first: int, length: int) -> list[memoryview]: ...
+    def count_free(self) -> int: ...
+
+class OpenBatch:
+    first_slab: int
+    slabs: int
+    descriptor: int
+    partition: int
+    records: int
+    bytes: int
+    def __init__(self, descriptor: int, partition: int) -> None: ...
+
+class RecordWriter:
+    batch_bytes: int
+    largest_record_bytes: int
+    too_large_bytes: int
+    stopped_at: int
+    def __init__(
+        self,
+        memory: Memory,
+        slabs: Blocks,
+        open_state: int,
+        descriptors: int,
+        descriptor_bytes: int,
+        commit_at: int,
+        base_timestamp_at: int,
+        max_timestamp_at: int,
+        first_slab_at: int,
+        slab_count_at: int,
+        batch_bytes: int,
+        largest_record_bytes: int,
+    ) -> None: ...
+    def append(
+        self, batch: OpenBatch, key: Part, value: Part, headers: Headers | None, timestamp_ms: int | None
+    ) -> int: ...
+    def append_many(
+        self,
+        batches: Sequence[OpenBatch | None],
+        values: list[Part] | tuple[Part, ...],
+        keys: Sequence[Part] | None,
+        headers: Sequence[Headers | None] | None,
+        timestamps_ms: Sequence[int | None] | None,
+        start: int,
+        partition: int,
+    ) -> tuple[int, int, int]: ...
+
+def murmur2(data: bytes) -> int: ...
+def partition_for_key(key: Part, partitions: int) -> int: ...

@@ -1,0 +1,1 @@
+"""The network process: metadata, connections, Produce requests."""

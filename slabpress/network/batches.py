@@ -1,0 +1,205 @@
+"""One arena's batches as the network process sees them: following the seal ring, headers, states, results.
+
+The order of the stores is what lets this process be killed at any instruction. A batch ends in these steps:
+its result is written; its outputs are IN_FLIGHT and its descriptor's first output becomes NONE; the outputs
+become FREE; its state becomes DONE. A successor that finds a READY or IN_FLIGHT batch without outputs knows
+that its result is written and ends it, and frees IN_FLIGHT outputs that no batch holds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
+
+from crc32c import crc32c
+
+from slabpress._native import NONE
+from slabpress.network.outcomes import Outcome
+from slabpress.network.queues import Batch, PartitionQueue
+from slabpress.results import DELIVERED
+from slabpress.shm.arena import Arena
+from slabpress.shm.descriptors import Descriptors, Result
+from slabpress.shm.layout import BATCH_HEADER_BYTES, NETWORK_COUNTERS, NETWORK_COUNTERS_AT
+from slabpress.shm.states import (
+    DONE,
+    IN_FLIGHT,
+    OUTPUT_FREE,
+    OUTPUT_IN_FLIGHT,
+    OUTPUT_READY,
+    READY,
+    SEALED,
+)
+from slabpress.shm.topics import TopicTable
+
+_COUNTER_AT: Final = {name: NETWORK_COUNTERS_AT + 8 * place for place, name in enumerate(NETWORK_COUNTERS)}
+
+# The header of a version 2 record batch, in two pieces: the CRC-32C covers the second and the payload.
+_HEADER_START: Final = struct.Struct(">qiibI")  # base offset, length, leader epoch, magic, CRC
+_HEADER_REST: Final = struct.Struct(">hiqqqhii")  # the fields that make_bytes names
+_CRC_FROM: Final = _HEADER_START.size
+_MAGIC: Final = 2
+# The length field counts what follows it: all but the base offset and itself.
+_BYTES_BEFORE_LENGTH_COUNTS: Final = 12
+
+
+class ArenaBatches:
+    """The batches of one arena.
+
+    Args:
+        number: the arena's place in this process's list.
+        arena: the arena.
+        settings: its producer's settings: ``acks``, ``delivery_timeout_ms``.
+
+    Attributes:
+        acks: the producer's acks: -1, 0 or 1.
+        queues: for each partition index its queue, once it had a batch.
+    """
+
+    def __init__(self, number: int, arena: Arena, settings: dict[str, Any]) -> None:
+        self.number = number
+        self.arena = arena
+        self.topics = TopicTable(arena)
+        self.acks = int(settings["acks"])
+        self.delivery_timeout_ms = int(settings["delivery_timeout_ms"])
+        self.queues: list[PartitionQueue | None] = [None] * arena.geometry.partition_count
+        self._descriptors = Descriptors(arena)
+        # What is older than the ring is done. In a fresh arena this is 0.
+        self._cursor = max(0, arena.seal_tail - arena.geometry.seal_ring_entries)
+
+    def take_over(self) -> None:
+        """Make order after a predecessor that died: its batches on the wire are READY to be sent again."""
+        states = self.arena.batch_states
+        held: set[int] = set()
+        for state in (READY, IN_FLIGHT):
+            for index in states.find_all(state):
+                first = self._descriptors.output(index).first_output
+                if first == NONE:
+                    states.store(index, DONE)
+                    continue
+                self.arena.outputs.mark(first, OUTPUT_READY)
+                held.update(self.arena.outputs.chain(first))
+                states.store(index, READY)
+        # Only this role makes an output IN_FLIGHT, so what is IN_FLIGHT now was being freed.
+        for output in self.arena.output_states.find_all(OUTPUT_IN_FLIGHT):
+            if output not in held:
+                self.arena.output_states.store(output, OUTPUT_FREE)
+
+    @property
+    def has_new_seals(self) -> bool:
+        """Whether the coordinator sealed batches that were not followed yet."""
+        return self._cursor != self.arena.seal_tail
+
+    def follow(self) -> Iterator[Batch]:
+        """The batches that were sealed since the last call, in seal order."""
+        arena = self.arena
+        tail = arena.seal_tail
+        while self._cursor < tail:
+            index = arena.sealed_at(self._cursor)
+            self._cursor += 1
+            # The ring's first entry is seal number 1. One that does not match, or is DONE, is of a batch that
+            # a predecessor ended.
+            if (
+                self._descriptors.seal_number(index) == self._cursor
+                and SEALED <= arena.batch_states.load(index) < DONE
+            ):
+                yield self._batch(index, self._cursor)
+
+    def _batch(self, index: int, seal_number: int) -> Batch:
+        sealed = self._descriptors.sealed(index)
+        queue = self.queues[sealed.partition_index]
+        if queue is None:
+            topic_index, number = self.topics.partition(sealed.partition_index)
+            queue = PartitionQueue(self, self.topics.name(topic_index), number)
+            self.queues[sealed.partition_index] = queue
+        deadline_ns = sealed.created_ns + self.delivery_timeout_ms * 1_000_000
+        return Batch(queue, index, seal_number, deadline_ns)
+
+    def is_ready(self, index: int) -> bool:
+        """Whether a worker has finished the batch."""
+        return self.arena.batch_states.load(index) == READY
+
+    def ready(self) -> list[int]:
+        """Every READY batch."""
+        return self.arena.batch_states.find_all(READY)
+
+    def make_bytes(self, batch: Batch) -> None:
+        """Write the header of a READY batch, once: a retry sends the same bytes (law 8)."""
+        if batch.parts:
+            return
+        sealed = self._descriptors.sealed(batch.index)
+        output = self._descriptors.output(batch.index)
+        payload = self.arena.outputs.views(output.first_output, output.payload_bytes)
+        header = self._descriptors.header(batch.index)
+        _HEADER_REST.pack_into(
+            header,
+            _CRC_FROM,
+            output.codec,  # attributes: the codec; no bit set for CreateTime, not transactional, no control
+            sealed.records - 1,  # last offset delta
+            sealed.base_timestamp_ms,
+            sealed.max_timestamp_ms,
+            -1,  # producer id
+            -1,  # producer epoch
+            -1,  # base sequence
+            sealed.records,
+        )
+        checksum = crc32c(header[_CRC_FROM:])
+        for view in payload:
+            checksum = crc32c(view, checksum)
+        batch.size = BATCH_HEADER_BYTES + output.payload_bytes
+        _HEADER_START.pack_into(header, 0, 0, batch.size - _BYTES_BEFORE_LENGTH_COUNTS, -1, _MAGIC, checksum)
+        batch.payload_bytes = output.payload_bytes
+        batch.records = sealed.records
+        batch.codec = output.codec
+        batch.parts = [header, *payload]
+
+    def attempts(self, batch: Batch) -> int:
+        """How often the batch was sent."""
+        return self._descriptors.attempts(batch.index)
+
+    def start(self, batch: Batch) -> None:
+        """READY becomes IN_FLIGHT, before the first byte is sent."""
+        index = batch.index
+        self._descriptors.set_attempts(index, self._descriptors.attempts(index) + 1)
+        self.arena.outputs.mark(self._descriptors.output(index).first_output, OUTPUT_IN_FLIGHT)
+        self.arena.batch_states.store(index, IN_FLIGHT)
+
+    def put_back(self, batch: Batch) -> None:
+        """IN_FLIGHT becomes READY again: a response said so or the socket is closed (law 7)."""
+        self.arena.outputs.mark(self._descriptors.output(batch.index).first_output, OUTPUT_READY)
+        self.arena.batch_states.store(batch.index, READY)
+        self.count("retries")
+
+    def finish(self, batch: Batch, outcome: Outcome) -> None:
+        """READY or IN_FLIGHT becomes DONE, in the order that the head of this module explains."""
+        index = batch.index
+        self._descriptors.set_result(
+            index,
+            Result(
+                outcome.code,
+                outcome.record_index,
+                outcome.base_offset,
+                outcome.append_time_ms,
+                outcome.retriable,
+                outcome.text,
+            ),
+        )
+        if not batch.records:
+            batch.records = self._descriptors.sealed(index).records
+        batch.parts = []
+        output = self._descriptors.output(index)
+        self.arena.outputs.mark(output.first_output, OUTPUT_IN_FLIGHT)
+        self._descriptors.set_output(index, output._replace(first_output=NONE))
+        self.arena.outputs.mark(output.first_output, OUTPUT_FREE)
+        if outcome.code == DELIVERED:
+            self.count("records_delivered", batch.records)
+            self.count("batches_delivered")
+            self.count("payload_bytes_delivered", output.payload_bytes)
+        else:
+            self.count("records_failed", batch.records)
+            self.count("batches_failed")
+        self.arena.batch_states.store(index, DONE)
+
+    def count(self, counter: str, amount: int = 1) -> None:
+        """Add to one of the network process's counters."""
+        self.arena.memory.add_u64(_COUNTER_AT[counter], amount)

@@ -1,0 +1,90 @@
+"""All brokers: those the cluster names, and the bootstrap servers that lead to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slabpress.network.broker import Broker, Tools
+from slabpress.network.messages import BrokerAddress
+from slabpress.network.resolver import split_address
+
+
+class Brokers:
+    """The table of brokers.
+
+    Args:
+        tools: what brokers share; its settings name the bootstrap servers.
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._known: dict[int, Broker] = {}
+        # Brokers that the cluster no longer names, until their last request is answered.
+        self._retired: list[Broker] = []
+        # Bootstrap servers have negative ids, which no broker has.
+        self._bootstrap = [
+            Broker(-1 - place, *split_address(server), tools)
+            for place, server in enumerate(tools.settings.bootstrap_servers)
+        ]
+
+    def __iter__(self) -> Iterator[Broker]:
+        yield from list(self._known.values())
+        yield from self._bootstrap
+        yield from list(self._retired)
+
+    def get(self, node: int) -> Broker | None:
+        """A broker that the cluster names."""
+        return self._known.get(node)
+
+    def update(self, addresses: dict[int, BrokerAddress], now: int) -> None:
+        """Take the cluster's list of brokers."""
+        for broker in list(self._known.values()):
+            address = addresses.get(broker.node)
+            if address is None or (address.host, address.port) != (broker.host, broker.port):
+                broker.retired = True
+                self._retired.append(self._known.pop(broker.node))
+        for address in addresses.values():
+            if address.node not in self._known:
+                self._known[address.node] = Broker(address.node, address.host, address.port, self._tools)
+        self._close_unneeded(now)
+
+    def _close_unneeded(self, now: int) -> None:
+        """Close what leads nowhere any more: bootstrap connections once brokers are known, retired brokers."""
+        if self._known:
+            for broker in self._bootstrap:
+                if broker.connection is not None and broker.connection.in_flight == 0:
+                    broker.close(now)
+        for broker in self._retired:
+            if broker.connection is None or broker.connection.in_flight == 0:
+                broker.close(now)
+        self._retired = [broker for broker in self._retired if broker.connection is not None]
+
+    def for_metadata(self, now: int) -> Broker | None:
+        """The ready broker with the least to do, None if none can be asked now."""
+        ready = [broker for broker in self if broker.can_send(now) and not broker.retired]
+        return min(ready, key=lambda b: b.connection.in_flight if b.connection else 0, default=None)
+
+    def connect_any(self, now: int) -> None:
+        """Try to reach somebody to ask: brokers before bootstrap servers, those that failed least first.
+
+        When every known broker has failed, the bootstrap servers have failed less and are next.
+        """
+        if any(broker.is_setting_up or broker.is_ready for broker in self):
+            return
+        candidates = [broker for broker in self if broker.can_connect(now) and not broker.retired]
+        if candidates:
+            min(candidates, key=lambda b: (b.failures, b.node < 0)).connect(now)
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether some connection works."""
+        return any(broker.is_ready for broker in self)
+
+    def next_retry_ns(self) -> int | None:
+        """When the next broker may be connected to."""
+        idle = [b.retry_at_ns for b in self if b.connection is None and not b.is_setting_up and not b.retired]
+        return min(idle, default=None)
+
+    def bootstrap_report(self) -> str:
+        """Each bootstrap server with its last error; empty where none was tried in vain."""
+        return "; ".join(f"{broker}: {broker.last_error}" for broker in self._bootstrap if broker.last_error)

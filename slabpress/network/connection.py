@@ -1,0 +1,258 @@
+"""One connection without its socket: framing, correlation ids, requests in flight, and the handshake.
+
+The handshake is the table below: a later step (TLS, SASL) is one more state with its place in it.
+
+    CONNECTING   the socket is not connected yet
+    NEGOTIATING  ApiVersions was sent
+    READY        versions are known; requests may be sent
+    CLOSED       nothing more, ever
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from slabpress.network.messages import (
+    API_VERSIONS,
+    METADATA,
+    PRODUCE,
+    Request,
+    WireError,
+    common_version,
+    correlation_id_of,
+    decode_api_versions,
+    encode_api_versions,
+    error_name,
+)
+
+FRAME_MAX: Final = 64 * 1024 * 1024
+_LENGTH_BYTES: Final = 4
+_FIRST_VERSIONS_ASKED: Final = 3
+_UNSUPPORTED_VERSION: Final = 35
+_CORRELATION_MASK: Final = 0x7FFF_FFFF
+
+
+class State(Enum):
+    """Where a connection is in its life."""
+
+    CONNECTING = auto()
+    NEGOTIATING = auto()
+    READY = auto()
+    CLOSED = auto()
+
+
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    State.CONNECTING: frozenset({State.NEGOTIATING, State.CLOSED}),
+    State.NEGOTIATING: frozenset({State.READY, State.CLOSED}),
+    State.READY: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+
+
+class NegotiationError(WireError):
+    """The broker's answer to ApiVersions is of no use; a fresh connection may ask with version 0."""
+
+
+class InFlight(NamedTuple):
+    """A request that was built and has no answer yet. ``context`` is its sender's own."""
+
+    correlation_id: int
+    api: int
+    version: int
+    context: object
+    deadline_ns: int
+
+
+class Answer(NamedTuple):
+    """A response frame, with what it answers."""
+
+    request: InFlight
+    frame: bytes
+
+
+class _Outgoing:
+    """A request whose bytes are not all sent. ``unanswered``: it is done when they are (acks=0)."""
+
+    __slots__ = ("parts", "request", "unanswered")
+
+    def __init__(self, request: InFlight, parts: list[memoryview], *, unanswered: bool) -> None:
+        self.request = request
+        self.parts = deque(parts)
+        self.unanswered = unanswered
+
+
+class Connection:
+    """The protocol state of one connection.
+
+    Args:
+        client_id: sent with every request.
+        plain: ask for ApiVersions version 0 at once, because version 3 confused this broker before.
+        timeout_ns: a request's time until its response.
+
+    Attributes:
+        state: where it is in its life.
+        versions: the highest common version of each API, once READY; an API without one is absent.
+        last_used_ns: when something last went out or came in.
+    """
+
+    def __init__(self, client_id: str, timeout_ns: int, *, plain: bool) -> None:
+        self.client_id = client_id
+        self.state = State.CONNECTING
+        self.versions: dict[int, int] = {}
+        self.last_used_ns = 0
+        self._timeout_ns = timeout_ns
+        self._asked = 0 if plain else _FIRST_VERSIONS_ASKED
+        self._next_id = 0
+        self._in_flight: deque[InFlight] = deque()
+        self._outgoing: deque[_Outgoing] = deque()
+        self._received = bytearray()
+
+    def _become(self, state: State) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise ValueError(f"no transition from {self.state.name} to {state.name}")
+        self.state = state
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests wait for a response."""
+        return len(self._in_flight)
+
+    @property
+    def has_outgoing(self) -> bool:
+        """Whether bytes wait to be sent."""
+        return bool(self._outgoing)
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When the oldest request runs out of time; None without one."""
+        oldest = [waiting.request.deadline_ns for waiting in self._outgoing]
+        if self._in_flight:
+            oldest.append(self._in_flight[0].deadline_ns)
+        return min(oldest) if oldest else None
+
+    def connected(self, now: int) -> None:
+        """The socket is connected: the handshake begins."""
+        self._become(State.NEGOTIATING)
+        self._ask_versions(now)
+
+    def _ask_versions(self, now: int) -> None:
+        correlation_id = self.next_id()
+        request = encode_api_versions(self._asked, correlation_id, self.client_id)
+        self.send(request, correlation_id, API_VERSIONS, self._asked, None, now)
+
+    def next_id(self, *, unanswered: bool = False) -> int:
+        """A correlation id for the next request; odd for one that no response is expected to.
+
+        Brokers stay silent on acks=0, but the test brokers answer it: an odd id tells such an answer from one
+        to something that was never asked, without a memory of what was asked.
+        """
+        self._next_id = (self._next_id + 2) & _CORRELATION_MASK
+        return self._next_id | int(unanswered)
+
+    def send(
+        self, request: Request, correlation_id: int, api: int, version: int, context: object, now: int
+    ) -> None:
+        """Queue a request that was encoded with this correlation id."""
+        entry = InFlight(correlation_id, api, version, context, now + self._timeout_ns)
+        unanswered = bool(correlation_id & 1)
+        if not unanswered:
+            self._in_flight.append(entry)
+        self._outgoing.append(_Outgoing(entry, request.parts, unanswered=unanswered))
+
+    def buffers(self, limit: int) -> list[memoryview]:
+        """The next bytes to send, at most ``limit`` pieces."""
+        found: list[memoryview] = []
+        for waiting in self._outgoing:
+            for part in waiting.parts:
+                found.append(part)
+                if len(found) == limit:
+                    return found
+        return found
+
+    def sent(self, count: int, now: int) -> list[InFlight]:
+        """Note that so many bytes were handed to the kernel; the unanswered requests that are complete now."""
+        self.last_used_ns = now
+        complete = []
+        while self._outgoing:
+            parts = self._outgoing[0].parts
+            while parts and count >= len(parts[0]):
+                count -= len(parts.popleft())
+            if parts:
+                parts[0] = parts[0][count:]
+                break
+            first = self._outgoing.popleft()
+            if first.unanswered:
+                complete.append(first.request)
+        return complete
+
+    def received(self, data: memoryview, now: int) -> Iterator[Answer]:
+        """Take what came in; the responses that are complete now, each taken off the requests as it is given.
+
+        Raises:
+            WireError: it is not a response to anything that was asked, or makes no sense.
+        """
+        self.last_used_ns = now
+        self._received += data
+        while (frame := self._next_frame()) is not None:
+            answer = self._match(frame)
+            if answer is None:
+                continue
+            if self.state is State.NEGOTIATING:
+                self._negotiated(answer.frame, now)
+            else:
+                yield answer
+
+    def _next_frame(self) -> bytes | None:
+        if len(self._received) < _LENGTH_BYTES:
+            return None
+        length = int.from_bytes(self._received[:_LENGTH_BYTES], "big", signed=True)
+        if not 0 <= length <= FRAME_MAX:
+            start = bytes(self._received[:_LENGTH_BYTES])
+            raise WireError(f"not a Kafka response: it begins with {start!r}, a length of {length} bytes")
+        end = _LENGTH_BYTES + length
+        if len(self._received) < end:
+            return None
+        frame = bytes(self._received[_LENGTH_BYTES:end])
+        del self._received[:end]
+        return frame
+
+    def _match(self, frame: bytes) -> Answer | None:
+        """The request that a response belongs to (Kafka answers in order); None for one that needs none."""
+        correlation_id = correlation_id_of(frame)
+        if self._in_flight and self._in_flight[0].correlation_id == correlation_id:
+            return Answer(self._in_flight.popleft(), frame)
+        if correlation_id & 1 and 0 < correlation_id <= self._next_id + 1:
+            return None
+        raise WireError(f"a response with correlation id {correlation_id}, which is not the next one")
+
+    def _negotiated(self, frame: bytes, now: int) -> None:
+        """Take the answer to ApiVersions (KIP-511)."""
+        try:
+            answer = decode_api_versions(self._asked, frame)
+        except WireError as error:
+            raise NegotiationError(str(error)) from error
+        if answer.error == _UNSUPPORTED_VERSION and self._asked > 0:
+            offered = common_version(API_VERSIONS, answer.ranges)
+            self._asked = offered if offered is not None and offered < self._asked else 0
+            self._ask_versions(now)
+            return
+        if answer.error != 0:
+            raise NegotiationError(f"ApiVersions v{self._asked} failed: {error_name(answer.error)}")
+        for api in (PRODUCE, METADATA):
+            version = common_version(api, answer.ranges)
+            if version is not None:
+                self.versions[api] = version
+        self._become(State.READY)
+
+    def close(self) -> list[InFlight]:
+        """Nothing more comes or goes; the requests that have no answer, in the order of sending."""
+        self.state = State.CLOSED
+        lost = {entry.correlation_id: entry for entry in self._in_flight}
+        lost.update((waiting.request.correlation_id, waiting.request) for waiting in self._outgoing)
+        self._in_flight.clear()
+        self._outgoing.clear()
+        self._received.clear()
+        return list(lost.values())

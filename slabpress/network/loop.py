@@ -1,0 +1,247 @@
+"""The event loop: one wait for everything, and what is done when it ends.
+
+    wait -> sockets, bell -> follow seals, newly READY, newly wanted -> metadata -> Produce requests -> wait
+The wait ends at the next deadline of anything that is timed, or not at all: an idle process uses no CPU.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Callable
+from typing import Any, Final
+
+from slabpress.network.backoff import Backoff
+from slabpress.network.batches import ArenaBatches
+from slabpress.network.broker import Broker, Tools
+from slabpress.network.brokers import Brokers
+from slabpress.network.connection import Answer, InFlight
+from slabpress.network.messages import error_name
+from slabpress.network.metadata import Cluster
+from slabpress.network.produce import ProduceContext, Producing
+from slabpress.network.queues import PartitionQueue, Queues
+from slabpress.network.refresh import MetadataContext, Refresher
+from slabpress.network.resolver import Resolver
+from slabpress.network.settings import NetworkSettings
+from slabpress.network.transport import RECEIVE_BYTES
+from slabpress.shm.arena import Arena
+from slabpress.shm.control import COORDINATOR, Control
+
+# Without idempotence a second batch in flight could pass one that is tried again (librdkafka#1092).
+_IN_FLIGHT_PER_PARTITION: Final = 1
+_NS_PER_S: Final = 1_000_000_000
+
+
+class Loop:
+    """The network process's work.
+
+    Args:
+        control: the control block, with the doorbells.
+        slot: this process's slot.
+        arenas: the arenas with their producers' settings.
+        settings: this process's settings.
+        watched: descriptors that end the process's life when they become readable.
+        clock: CLOCK_MONOTONIC in ns, the clock of the batches' creation times.
+        random: uniform in 0 .. 1, for the jitter.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        slot: int,
+        arenas: list[tuple[Arena, dict[str, Any]]],
+        settings: NetworkSettings,
+        watched: list[int],
+        clock: Callable[[], int],
+        random: Callable[[], float],
+    ) -> None:
+        self._control = control
+        self._slot = slot
+        self._bell = control.bells[slot]
+        self._clock = clock
+        self._report = ""
+        self.arenas = [ArenaBatches(number, arena, own) for number, (arena, own) in enumerate(arenas)]
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        for descriptor in watched:
+            self._selector.register(descriptor, selectors.EVENT_READ)
+        retry_backoff = Backoff(settings.retry_backoff_ms, settings.retry_backoff_max_ms, random)
+        reconnect_backoff = Backoff(settings.reconnect_backoff_ms, settings.reconnect_backoff_max_ms, random)
+        self._resolver = Resolver(self._bell)
+        buffer = memoryview(bytearray(RECEIVE_BYTES))
+        tools = Tools(settings, self._selector, self._resolver, reconnect_backoff, buffer, self)
+        self.queues = Queues(_IN_FLIGHT_PER_PARTITION)
+        self.cluster = Cluster()
+        self.brokers = Brokers(tools)
+        self.refresher = Refresher(
+            self.arenas, self.cluster, self.brokers, self.queues, settings.metadata_max_age_ms, retry_backoff
+        )
+        self.producing = Producing(
+            settings, self.arenas, self.queues, self.cluster, retry_backoff, self._why_waiting
+        )
+
+    def start(self) -> None:
+        """Take over what a predecessor left."""
+        for arena in self.arenas:
+            arena.take_over()
+
+    def turn(self, longest_s: float | None) -> None:
+        """Do everything that can be done now, then wait for more.
+
+        Args:
+            longest_s: the longest wait, None for no limit.
+        """
+        now = self._clock()
+        self._look(now)
+        self.queues.tick(now)
+        for broker in self.brokers:
+            broker.check(now)
+        self.refresher.turn(now)
+        self._send(now)
+        self._tell_others()
+        self._wait(now, longest_s)
+
+    def close(self) -> None:
+        """Close every socket."""
+        now = self._clock()
+        for broker in self.brokers:
+            broker.close(now)
+        self._selector.close()
+
+    def _look(self, now: int) -> bool:
+        """Look at the state words for news of the other processes; whether there was any."""
+        news = self.refresher.look(now)
+        for arena in self.arenas:
+            if self.queues.has_unready(arena):
+                news |= self.queues.became_ready(arena, arena.ready(), now)
+            if arena.has_new_seals:
+                news = True
+                for batch in arena.follow():
+                    if not batch.queue.waiting and batch.queue.leader is None:
+                        self.refresher.route_one(batch.queue, now)
+                    self.queues.append(batch, now)
+        return news
+
+    def _send(self, now: int) -> None:
+        """Send what may be sent, connect to leaders that have no connection."""
+        for node in list(self.queues.sendable):
+            broker = self.brokers.get(node)
+            if broker is None:
+                continue
+            if broker.can_connect(now):
+                broker.connect(now)
+            while broker.can_send(now) and broker.connection is not None and node in self.queues.sendable:
+                if not self.producing.send(node, broker.connection, now):
+                    break
+                broker.flush(now)
+        if self.queues.expired:
+            self.producing.report_expired()
+
+    def _tell_others(self) -> None:
+        """Wake who may go on because of what was done."""
+        self._write_report()
+        if self.producing.finished:
+            self.producing.finished = 0
+            self._control.wake(COORDINATOR)
+            self._control.wake_one_worker()
+        if self.refresher.answered_topics:
+            self.refresher.answered_topics = 0
+            self._control.wake(COORDINATOR)
+
+    def _write_report(self) -> None:
+        """While no broker can be reached, say why; the coordinator quotes it."""
+        report = "" if self.cluster.brokers and self.brokers.any_ready else self.brokers.bootstrap_report()
+        if report == self._report:
+            return
+        self._report = report
+        for arena in self.arenas:
+            arena.arena.write_report(report)
+        self._control.wake(COORDINATOR)
+
+    def _wait(self, now: int, longest_s: float | None) -> None:
+        timeout_s = self._timeout_s(now)
+        if longest_s is not None:
+            timeout_s = longest_s if timeout_s is None else min(timeout_s, longest_s)
+        self._control.lie_down(self._slot)
+        if self._look(now) or self._control.stopping:
+            timeout_s = 0.0
+        events = self._selector.select(timeout_s)
+        self._control.get_up(self._slot)
+        now = self._clock()
+        for key, mask in events:
+            if isinstance(key.data, Broker):
+                key.data.handle(mask, now)
+            elif key.fileobj is self._bell:
+                self._bell.drain()
+                for result in self._resolver.results():
+                    for broker in self.brokers:
+                        broker.resolved(result, now)
+
+    def _timeout_s(self, now: int) -> float | None:
+        """How long nothing happens by itself."""
+        times = [self.queues.next_time_ns(), *(broker.deadline_ns() for broker in self.brokers)]
+        schedule = self.refresher.schedule
+        if schedule.is_due(now):
+            # It could not be sent: somebody is being connected to, muted or busy, or may be tried again later.
+            times.append(self.brokers.next_retry_ns())
+            times.extend(broker.muted_until_ns for broker in self.brokers if broker.is_ready)
+        elif not schedule.in_flight:
+            times.append(schedule.due_at_ns)
+        for node in self.queues.sendable:
+            broker = self.brokers.get(node)
+            if broker is not None:
+                times.append(broker.muted_until_ns if broker.is_ready else broker.retry_at_ns)
+        ahead = [time for time in times if time is not None and time > now]
+        return (min(ahead) - now) / _NS_PER_S if ahead else None
+
+    def _why_waiting(self, queue: PartitionQueue) -> str:
+        """Why a queue's head was not sent, for the text of a delivery timeout."""
+        error = self.refresher.topic_error(queue.topic)
+        if error:
+            return f"metadata says {error_name(error)}"
+        if queue.leader is None:
+            report = self.brokers.bootstrap_report()
+            return report if report and not self.brokers.any_ready else "the partition has no leader"
+        broker = self.brokers.get(queue.leader)
+        if broker is not None and broker.last_error:
+            return f"leader {broker.node} at {broker}: {broker.last_error}"
+        return f"leader {queue.leader} did not take it in time"
+
+    # The owner's side of Broker.
+
+    def became_ready(self, broker: Broker, now: int) -> None:
+        """Count connections after the first."""
+        if broker.connects > 1:
+            self.arenas[0].count("reconnects")
+
+    def answered(self, broker: Broker, answer: Answer, now: int) -> None:
+        """Apply a response to the one who asked."""
+        request = answer.request
+        if isinstance(request.context, ProduceContext):
+            applied = self.producing.answered(request, request.context, answer.frame, now)
+            throttle_ms = applied.throttle_ms
+            if applied.leaders_changed:
+                self.brokers.update(self.cluster.brokers, now)
+                self.refresher.route(now)
+            if applied.metadata_is_stale:
+                self.refresher.schedule.soon(now)
+        else:
+            throttle_ms = self.refresher.answered(request, answer.frame, now)
+        if throttle_ms:
+            broker.mute(throttle_ms, now)
+            self.arenas[0].count("throttle_ms", throttle_ms)
+
+    def handed_over(self, broker: Broker, request: InFlight, now: int) -> None:
+        """Finish the batches of an acks=0 request."""
+        if isinstance(request.context, ProduceContext):
+            self.producing.handed_over(request.context, now)
+
+    def lost(self, broker: Broker, requests: list[InFlight], now: int) -> None:
+        """Take back what was on a connection that is closed now; its leaders may have moved."""
+        why = f"broker {broker.node} at {broker}: {broker.last_error or 'closed the connection'}"
+        for request in requests:
+            if isinstance(request.context, ProduceContext):
+                self.producing.lost(request.context, why, now)
+            elif isinstance(request.context, MetadataContext):
+                self.refresher.lost(now)
+        if broker.last_error and not broker.retired and broker.node >= 0:
+            self.refresher.schedule.soon(now)

@@ -1,0 +1,390 @@
+"""The thin layer over kio: the requests and responses this process speaks, and nothing else of the protocol.
+
+The only module that imports kio. Requests are encoded into a list of parts, so that the payload of a Produce
+request stays where it is: kio's writers call ``write`` on anything that has one, and the parts that are views
+of output buffers go through untouched. Responses are decoded into small named tuples; a response that does not
+parse is a WireError, whatever kio raised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib
+import struct
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from kio.schema.errors import ErrorCode
+from kio.serial import entity_reader, entity_writer
+from kio.serial.errors import SerialError
+
+PRODUCE: Final = 0
+METADATA: Final = 3
+API_VERSIONS: Final = 18
+
+# What we speak. ApiVersions stops at 3: Azure Event Hubs resets the connection on 4 (franz-go's changelog).
+SPOKEN: Final[dict[int, tuple[int, int]]] = {PRODUCE: (3, 13), METADATA: (1, 13), API_VERSIONS: (0, 3)}
+_MODULES: Final = {PRODUCE: "produce", METADATA: "metadata", API_VERSIONS: "api_versions"}
+
+FIRST_PRODUCE_WITH_ZSTD: Final = 7
+FIRST_PRODUCE_WITH_TOPIC_IDS: Final = 13
+
+# KIP-511 checks these against [a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?; a test compares with the package's.
+SOFTWARE_NAME: Final = "slabpress"
+SOFTWARE_VERSION: Final = "0.1.0"
+
+_ZERO_ID: Final = UUID(int=0)
+
+
+class WireError(Exception):
+    """What came over the wire is not what Kafka would send; the connection is of no further use."""
+
+
+class RecordBytes:
+    """The records field of one partition: a batch header and views of output buffers, never joined.
+
+    kio types the field as bytes, but its writers only take its length and hand it to ``write``: the one cast
+    of this package is that this class stands for bytes there.
+    """
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, parts: Sequence[memoryview], size: int) -> None:
+        self.parts = parts
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class _Parts:
+    """Where kio's writers write: small pieces are joined, RecordBytes are kept as they are."""
+
+    __slots__ = ("parts", "size", "small")
+
+    def __init__(self) -> None:
+        self.parts: list[memoryview] = []
+        # Four bytes for the frame's length, filled in at the end.
+        self.small = bytearray(4)
+        self.size = 0
+
+    def write(self, data: bytes | RecordBytes) -> None:
+        if type(data) is RecordBytes:
+            self.end_small()
+            self.parts.extend(data.parts)
+            self.size += data.size
+        else:
+            self.small += data  # type: ignore[arg-type]
+
+    def end_small(self) -> None:
+        if self.small:
+            self.size += len(self.small)
+            self.parts.append(memoryview(self.small))
+            self.small = bytearray()
+
+
+class Request(NamedTuple):
+    """An encoded request: frame length, header and body, as parts to be sent one after the other."""
+
+    parts: list[memoryview]
+    size: int
+
+
+class ProducePartition(NamedTuple):
+    """One batch of a Produce request."""
+
+    partition: int
+    records: RecordBytes
+
+
+class ProduceTopic(NamedTuple):
+    """The batches of one topic; ``topic_id`` is used from version 13 on instead of the name."""
+
+    name: str
+    topic_id: UUID | None
+    partitions: list[ProducePartition]
+
+
+class ProduceResult(NamedTuple):
+    """What the broker says of one batch. Times in ms since the epoch, -1 where there is none.
+
+    ``leader`` and ``leader_epoch`` are KIP-951's hint, -1 where there is none.
+    """
+
+    topic: str | UUID
+    partition: int
+    error: int
+    base_offset: int
+    append_time_ms: int
+    record_errors: list[tuple[int, str]]
+    error_message: str
+    leader: int
+    leader_epoch: int
+
+
+class BrokerAddress(NamedTuple):
+    """Where the cluster says that a broker listens."""
+
+    node: int
+    host: str
+    port: int
+
+
+class ProduceAnswer(NamedTuple):
+    """A Produce response. ``brokers`` are the addresses of hinted leaders (KIP-951)."""
+
+    throttle_ms: int
+    results: list[ProduceResult]
+    brokers: list[BrokerAddress]
+
+
+class PartitionLeader(NamedTuple):
+    """A partition of a Metadata response; ``leader`` is -1 where there is none, ``epoch`` -1 before v7."""
+
+    partition: int
+    leader: int
+    epoch: int
+
+
+class TopicMetadata(NamedTuple):
+    """A topic of a Metadata response."""
+
+    name: str
+    topic_id: UUID | None
+    error: int
+    partitions: list[PartitionLeader]
+
+
+class MetadataAnswer(NamedTuple):
+    """A Metadata response."""
+
+    throttle_ms: int
+    error: int
+    brokers: list[BrokerAddress]
+    topics: list[TopicMetadata]
+
+
+class VersionsAnswer(NamedTuple):
+    """An ApiVersions response: the error, and (lowest, highest) version of each API."""
+
+    error: int
+    ranges: dict[int, tuple[int, int]]
+
+
+def error_name(code: int) -> str:
+    """Kafka's name of an error code, such as NOT_ENOUGH_REPLICAS."""
+    return ErrorCode(code).name.upper()
+
+
+def is_retriable(code: int) -> bool:
+    """Whether Kafka calls this error retriable."""
+    return ErrorCode(code).retriable
+
+
+def common_version(api: int, ranges: dict[int, tuple[int, int]]) -> int | None:
+    """The highest version of an API that both sides speak, None if there is none.
+
+    The lowest version a broker offers is no sign of what it accepts: Kafka 4 offers Produce from 0 and refuses
+    0 to 2 (KAFKA-18659), so only the highest common one is ever used.
+    """
+    if api not in ranges:
+        return None
+    lowest, highest = SPOKEN[api]
+    theirs_lowest, theirs_highest = ranges[api]
+    version = min(highest, theirs_highest)
+    return version if version >= max(lowest, theirs_lowest) else None
+
+
+class _Types(NamedTuple):
+    """kio's classes for one version of one API, imported when that version is first spoken."""
+
+    header: Any
+    write_header: Any
+    request: Any
+    write_request: Any
+    fields: frozenset[str]
+    module: Any
+    read_header: Any
+    read_response: Any
+
+
+@cache
+def _types(api: int, version: int) -> _Types:
+    folder = f"kio.schema.{_MODULES[api]}.v{version}"
+    request_module = importlib.import_module(f"{folder}.request")
+    response_module = importlib.import_module(f"{folder}.response")
+    stem = _MODULES[api].title().replace("_", "")
+    request = getattr(request_module, f"{stem}Request")
+    response = getattr(response_module, f"{stem}Response")
+    return _Types(
+        request.__header_schema__,
+        entity_writer(request.__header_schema__),
+        request,
+        entity_writer(request),
+        frozenset(field.name for field in dataclasses.fields(request)),
+        request_module,
+        entity_reader(response.__header_schema__),
+        entity_reader(response),
+    )
+
+
+def _encode(types: _Types, api: int, version: int, correlation_id: int, client_id: str, body: Any) -> Request:
+    out = _Parts()
+    header = types.header(
+        request_api_key=api, request_api_version=version, correlation_id=correlation_id, client_id=client_id
+    )
+    types.write_header(out, header)
+    types.write_request(out, body)
+    out.end_small()
+    out.parts[0][:4] = struct.pack(">i", out.size - 4)
+    return Request(out.parts, out.size)
+
+
+def encode_api_versions(version: int, correlation_id: int, client_id: str) -> Request:
+    """The first request of a connection."""
+    types = _types(API_VERSIONS, version)
+    names = {"client_software_name": SOFTWARE_NAME, "client_software_version": SOFTWARE_VERSION}
+    body = types.request(**{name: value for name, value in names.items() if name in types.fields})
+    return _encode(types, API_VERSIONS, version, correlation_id, client_id, body)
+
+
+def encode_metadata(version: int, correlation_id: int, client_id: str, topics: Iterable[str]) -> Request:
+    """Ask for these topics, which may be created by it if the broker is configured so."""
+    types = _types(METADATA, version)
+    own: dict[str, Any] = {"topic_id": None} if version >= 10 else {}
+    asked = tuple(types.module.MetadataRequestTopic(name=name, **own) for name in topics)
+    fields = {
+        "topics": asked,
+        "allow_auto_topic_creation": True,
+        "include_cluster_authorized_operations": False,
+        "include_topic_authorized_operations": False,
+    }
+    body = types.request(**{name: value for name, value in fields.items() if name in types.fields})
+    return _encode(types, METADATA, version, correlation_id, client_id, body)
+
+
+def encode_produce(
+    version: int,
+    correlation_id: int,
+    client_id: str,
+    acks: int,
+    timeout_ms: int,
+    topics: Iterable[ProduceTopic],
+) -> Request:
+    """A gathered Produce request: its parts alternate between our bytes and views of output buffers."""
+    types = _types(PRODUCE, version)
+    topic_type, partition_type = types.module.TopicProduceData, types.module.PartitionProduceData
+    with_ids = version >= FIRST_PRODUCE_WITH_TOPIC_IDS
+    body = types.request(
+        transactional_id=None,
+        acks=acks,
+        timeout=datetime.timedelta(milliseconds=timeout_ms),
+        topic_data=tuple(
+            topic_type(
+                **({"topic_id": topic.topic_id} if with_ids else {"name": topic.name}),
+                partition_data=tuple(
+                    partition_type(index=partition, records=records)
+                    for partition, records in topic.partitions
+                ),
+            )
+            for topic in topics
+        ),
+    )
+    return _encode(types, PRODUCE, version, correlation_id, client_id, body)
+
+
+def correlation_id_of(frame: bytes) -> int:
+    """The correlation id that every response begins with."""
+    if len(frame) < 4:
+        raise WireError(f"a response of {len(frame)} bytes has no correlation id")
+    return int.from_bytes(frame[:4], "big", signed=True)
+
+
+def _decode(api: int, version: int, frame: bytes) -> Any:
+    types = _types(api, version)
+    try:
+        _, used = types.read_header(frame, 0)
+        return types.read_response(frame, used)[0]
+    except (SerialError, ValueError, OverflowError, TypeError) as error:
+        raise WireError(f"{_MODULES[api]} response v{version} does not parse: {error}") from error
+
+
+def decode_api_versions(version: int, frame: bytes) -> VersionsAnswer:
+    """Read an ApiVersions response; one with error 35 has the body of version 0 whatever was asked (KIP-511).
+
+    The count of a version 0 body is checked first: librdkafka's mock broker writes a compact array there, whose
+    first bytes read as a count of 16 million.
+    """
+    error = int.from_bytes(frame[4:6], "big", signed=True)
+    if error == ErrorCode.unsupported_version:
+        version = 0
+    if version == 0 and int.from_bytes(frame[6:10], "big") * 6 != len(frame) - 10:
+        raise WireError(f"api_versions response v0 of {len(frame)} bytes has another number of entries")
+    body = _decode(API_VERSIONS, version, frame)
+    ranges = {key.api_key: (key.min_version, key.max_version) for key in body.api_keys or ()}
+    return VersionsAnswer(int(body.error_code), ranges)
+
+
+def _milliseconds(time: datetime.timedelta) -> int:
+    return max(0, round(time.total_seconds() * 1000))
+
+
+def _topic_id(topic: Any) -> UUID | None:
+    topic_id: UUID | None = getattr(topic, "topic_id", None)
+    return None if topic_id == _ZERO_ID else topic_id
+
+
+def decode_metadata(version: int, frame: bytes) -> MetadataAnswer:
+    """Read a Metadata response."""
+    body = _decode(METADATA, version, frame)
+    throttle = getattr(body, "throttle_time", None)
+    return MetadataAnswer(
+        _milliseconds(throttle) if throttle else 0,
+        int(getattr(body, "error_code", 0)),
+        [BrokerAddress(broker.node_id, broker.host, broker.port) for broker in body.brokers or ()],
+        [
+            TopicMetadata(
+                topic.name or "",
+                _topic_id(topic),
+                int(topic.error_code),
+                [
+                    PartitionLeader(p.partition_index, p.leader_id, getattr(p, "leader_epoch", -1))
+                    for p in topic.partitions or ()
+                ],
+            )
+            for topic in body.topics or ()
+        ],
+    )
+
+
+def _produce_result(topic: str | UUID, partition: Any) -> ProduceResult:
+    appended = partition.log_append_time
+    hint = getattr(partition, "current_leader", None)
+    return ProduceResult(
+        topic,
+        partition.index,
+        int(partition.error_code),
+        partition.base_offset,
+        -1 if appended is None else round(appended.timestamp() * 1000),
+        [
+            (error.batch_index, error.batch_index_error_message or "")
+            for error in getattr(partition, "record_errors", None) or ()
+        ],
+        getattr(partition, "error_message", None) or "",
+        -1 if hint is None else hint.leader_id,
+        -1 if hint is None else hint.leader_epoch,
+    )
+
+
+def decode_produce(version: int, frame: bytes) -> ProduceAnswer:
+    """Read a Produce response; from version 13 on its topics are ids."""
+    body = _decode(PRODUCE, version, frame)
+    results = []
+    for topic in body.responses or ():
+        name = topic.topic_id if version >= FIRST_PRODUCE_WITH_TOPIC_IDS else topic.name
+        results.extend(_produce_result(name, partition) for partition in topic.partition_responses or ())
+    brokers = [BrokerAddress(e.node_id, e.host, e.port) for e in getattr(body, "node_endpoints", None) or ()]
+    return ProduceAnswer(_milliseconds(body.throttle_time), results, brokers)

@@ -1,0 +1,151 @@
+"""What is known of the cluster, and when to ask again. Pure: answers and time are passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+from uuid import UUID
+
+from slabpress.network.backoff import NS_PER_MS, Backoff
+from slabpress.network.messages import BrokerAddress, MetadataAnswer, TopicMetadata
+
+NO_LEADER: Final = -1
+
+
+class Topic:
+    """A topic as the cluster last described it.
+
+    Attributes:
+        topic_id: its id, None where the cluster has none.
+        leaders: partition number -> (leader's node id or NO_LEADER, leader epoch or -1).
+    """
+
+    __slots__ = ("leaders", "topic_id")
+
+    def __init__(self, topic_id: UUID | None, leaders: dict[int, tuple[int, int]]) -> None:
+        self.topic_id = topic_id
+        self.leaders = leaders
+
+
+class Cluster:
+    """Brokers, topics and leaders.
+
+    Attributes:
+        brokers: node id -> address.
+        topics: name -> topic; one that the cluster does not know is absent.
+    """
+
+    def __init__(self) -> None:
+        self.brokers: dict[int, BrokerAddress] = {}
+        self.topics: dict[str, Topic] = {}
+
+    def update(self, answer: MetadataAnswer) -> None:
+        """Take a Metadata response."""
+        self.brokers = {broker.node: broker for broker in answer.brokers}
+        for topic in answer.topics:
+            if topic.error == 0:
+                self.topics[topic.name] = Topic(topic.topic_id, self._leaders(topic))
+
+    def _leaders(self, topic: TopicMetadata) -> dict[int, tuple[int, int]]:
+        known = self.topics.get(topic.name)
+        # A topic that was deleted and created again starts its epochs anew; another id tells.
+        old = known.leaders if known is not None and known.topic_id == topic.topic_id else {}
+        leaders = {}
+        for partition, leader, epoch in topic.partitions:
+            before = old.get(partition)
+            # A broker that lags behind answers with an older epoch (KIP-320): what is known is newer.
+            stale = before is not None and -1 < epoch < before[1]
+            leaders[partition] = before if stale and before is not None else (leader, epoch)
+        return leaders
+
+    def forget_all_but(self, topics: Iterable[str]) -> None:
+        """Drop topics that nobody asks for any more."""
+        kept = set(topics)
+        self.topics = {name: topic for name, topic in self.topics.items() if name in kept}
+
+    def leader(self, topic: str, partition: int) -> int | None:
+        """The node id of a partition's leader; None where none is known, or its address is not."""
+        known = self.topics.get(topic)
+        if known is None:
+            return None
+        leader, _ = known.leaders.get(partition, (NO_LEADER, -1))
+        return leader if leader in self.brokers else None
+
+    def topic_id(self, topic: str) -> UUID | None:
+        """A topic's id, None where the cluster told none."""
+        known = self.topics.get(topic)
+        return None if known is None else known.topic_id
+
+    def hint(
+        self, topic: str, partition: int, leader: int, epoch: int, brokers: Iterable[BrokerAddress]
+    ) -> bool:
+        """Take the leader that a Produce response named (KIP-951); whether it is news."""
+        known = self.topics.get(topic)
+        if known is None or epoch <= known.leaders.get(partition, (NO_LEADER, -1))[1]:
+            return False
+        for broker in brokers:
+            self.brokers.setdefault(broker.node, broker)
+        if leader not in self.brokers:
+            return False
+        known.leaders[partition] = (leader, epoch)
+        return True
+
+
+class RefreshSchedule:
+    """When to ask for metadata: on age, at once for something new, with backoff while something is missing.
+
+    Args:
+        max_age_ms: metadata is asked for again after this long.
+        backoff: delays while an answer leaves something open (KIP-580), so that a topic that does not exist
+            is no storm of requests.
+    """
+
+    def __init__(self, max_age_ms: int, backoff: Backoff) -> None:
+        self._max_age_ns = max_age_ms * NS_PER_MS
+        self._backoff = backoff
+        self._misses = 0
+        self._not_before_ns = 0
+        self._asked_meanwhile = False
+        self.due_at_ns: int | None = None
+        self.in_flight = False
+
+    def now(self, now: int) -> None:
+        """Something new is wanted: ask at once."""
+        self._not_before_ns = now
+        self._misses = 0
+        self.soon(now)
+
+    def soon(self, now: int) -> None:
+        """Something is missing or stale: ask as soon as the backoff allows."""
+        if self.in_flight:
+            self._asked_meanwhile = True
+            return
+        at = max(now, self._not_before_ns)
+        self.due_at_ns = at if self.due_at_ns is None else min(at, self.due_at_ns)
+
+    def is_due(self, now: int) -> bool:
+        """Whether to ask now."""
+        return not self.in_flight and self.due_at_ns is not None and self.due_at_ns <= now
+
+    def idle(self) -> None:
+        """There is nothing to ask for."""
+        self.due_at_ns = None
+
+    def sent(self) -> None:
+        """A request is on its way."""
+        self.in_flight = True
+        self.due_at_ns = None
+        self._asked_meanwhile = False
+
+    def answered(self, now: int, *, complete: bool) -> None:
+        """The answer came; ``complete`` if it left nothing open that is needed."""
+        self.in_flight = False
+        self._misses = 0 if complete else self._misses + 1
+        self._not_before_ns = now + self._backoff.delay_ns(max(1, self._misses))
+        again = self._asked_meanwhile or not complete
+        self.due_at_ns = self._not_before_ns if again else now + self._max_age_ns
+
+    def failed(self, now: int) -> None:
+        """No answer will come."""
+        if self.in_flight:
+            self.answered(now, complete=False)

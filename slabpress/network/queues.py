@@ -1,0 +1,260 @@
+"""The order of sending: a FIFO of sealed batches for each topic-partition (law 4), and which of them may go now.
+
+Pure: time is passed in, and whether a batch is READY is asked of its source. A queue is looked at only when
+something about it changed, so a pass of the event loop costs what happened and not what exists.
+
+The first batch of a queue that is not on the wire is its head. A queue is at most in one of these places:
+
+    unready      its head is still being compressed (a worker's ring means: look at these)
+    sendable     its head may be sent to its leader now
+    leaderless   its head may be sent, but no leader is known
+    retry heap   its head waits for its backoff to end
+    none         it has no head, or as many batches in flight as it may have (it is muted)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Source(Protocol):
+    """The arena that a batch lives in, as far as its order is concerned."""
+
+    number: int
+
+    def is_ready(self, index: int) -> bool:
+        """Whether the batch's state is READY."""
+        ...
+
+
+class Batch:
+    """A batch that was sealed and is not done.
+
+    Attributes:
+        queue: its topic-partition's queue.
+        index: its descriptor.
+        seal_number: its place in the order.
+        deadline_ns: when its delivery timeout ends.
+        ready: its state was seen to be READY; from then on it belongs to this process.
+        parts, size: the bytes to send, header first, once they are made.
+        payload_bytes, codec, records: what it holds, once its bytes are made.
+        failures: failed tries in a row.
+        last_error: what the last failed try said.
+    """
+
+    __slots__ = (
+        "codec",
+        "deadline_ns",
+        "failures",
+        "index",
+        "last_error",
+        "parts",
+        "payload_bytes",
+        "queue",
+        "ready",
+        "records",
+        "seal_number",
+        "size",
+    )
+
+    def __init__(self, queue: PartitionQueue, index: int, seal_number: int, deadline_ns: int) -> None:
+        self.queue = queue
+        self.index = index
+        self.seal_number = seal_number
+        self.deadline_ns = deadline_ns
+        self.ready = False
+        self.parts: list[memoryview] = []
+        self.size = 0
+        self.payload_bytes = 0
+        self.codec = 0
+        self.records = 0
+        self.failures = 0
+        self.last_error = ""
+
+
+class PartitionQueue:
+    """The batches of one topic-partition of one arena, in seal order.
+
+    Attributes:
+        source: the arena.
+        topic, number: the topic-partition.
+        waiting: batches that are not on the wire; the first is the head.
+        in_flight: how many are on the wire.
+        leader: the broker's node id, None where none is known.
+        retry_at_ns: nothing is sent before.
+    """
+
+    __slots__ = (
+        "expiry_armed",
+        "in_flight",
+        "leader",
+        "number",
+        "retry_armed",
+        "retry_at_ns",
+        "source",
+        "topic",
+        "waiting",
+    )
+
+    def __init__(self, source: Source, topic: str, number: int) -> None:
+        self.source = source
+        self.topic = topic
+        self.number = number
+        self.waiting: deque[Batch] = deque()
+        self.in_flight = 0
+        self.leader: int | None = None
+        self.retry_at_ns = 0
+        self.expiry_armed = False
+        self.retry_armed = False
+
+
+class Queues:
+    """Every topic-partition's queue, by what may be done with it.
+
+    Args:
+        in_flight_limit: batches of one topic-partition on the wire at a time; 1 keeps the order where there is
+            no idempotence, because a retry could pass its successor (librdkafka#1092).
+
+    Attributes:
+        sendable: for each leader the queues whose head may be sent, in turn.
+        leaderless: queues whose head waits for a leader.
+        expired: batches whose delivery timeout ended while they were not on the wire, to be reported.
+    """
+
+    def __init__(self, in_flight_limit: int) -> None:
+        self._limit = in_flight_limit
+        self.sendable: dict[int, dict[PartitionQueue, None]] = {}
+        self.leaderless: dict[PartitionQueue, None] = {}
+        self.expired: list[Batch] = []
+        self._unready: dict[int, dict[int, PartitionQueue]] = {}
+        self._retries: list[tuple[int, int, PartitionQueue]] = []
+        self._expiries: list[tuple[int, int, PartitionQueue]] = []
+        self._pushes = 0
+
+    def append(self, batch: Batch, now: int) -> None:
+        """Take a batch that was sealed."""
+        queue = batch.queue
+        queue.waiting.append(batch)
+        if len(queue.waiting) == 1:
+            self._settle(queue, now)
+
+    def has_unready(self, source: Source) -> bool:
+        """Whether some queue waits for a worker."""
+        return bool(self._unready.get(source.number))
+
+    def became_ready(self, source: Source, indices: list[int], now: int) -> bool:
+        """Look at the heads among these READY batches; whether there were any."""
+        unready = self._unready.get(source.number)
+        if not unready:
+            return False
+        queues = [queue for index in indices if (queue := unready.pop(index, None)) is not None]
+        for queue in queues:
+            self._settle(queue, now)
+        return bool(queues)
+
+    def set_leader(self, queue: PartitionQueue, leader: int | None, now: int) -> None:
+        """Route a queue to another broker; what it holds follows."""
+        if queue.leader != leader:
+            self._withdraw(queue)
+            queue.leader = leader
+            self._settle(queue, now)
+
+    def heads(self, leader: int) -> Iterator[Batch]:
+        """The batches that may be sent to a broker now, in turn."""
+        for queue in self.sendable.get(leader, ()):
+            yield queue.waiting[0]
+
+    def take(self, batch: Batch, now: int) -> None:
+        """Note that a head goes on the wire."""
+        queue = batch.queue
+        self._withdraw(queue)
+        queue.waiting.popleft()
+        queue.in_flight += 1
+        if queue.waiting:
+            self._settle(queue, now)
+
+    def done(self, batch: Batch, now: int) -> None:
+        """Note that a batch has come off the wire for good."""
+        batch.queue.in_flight -= 1
+        self._settle(batch.queue, now)
+
+    def put_back(self, batch: Batch, retry_at_ns: int, now: int) -> None:
+        """Note that a batch has come off the wire and is to be sent again, before its successors."""
+        queue = batch.queue
+        self._withdraw(queue)
+        queue.in_flight -= 1
+        place = 0
+        while place < len(queue.waiting) and queue.waiting[place].seal_number < batch.seal_number:
+            place += 1
+        queue.waiting.insert(place, batch)
+        queue.retry_at_ns = max(queue.retry_at_ns, retry_at_ns)
+        self._settle(queue, now)
+
+    def drop_head(self, batch: Batch, now: int) -> None:
+        """Note that a head will never be sent."""
+        self._withdraw(batch.queue)
+        batch.queue.waiting.popleft()
+        self._settle(batch.queue, now)
+
+    def next_time_ns(self) -> int | None:
+        """When ``tick`` has something to do; None if nothing is timed."""
+        times = [heap[0][0] for heap in (self._retries, self._expiries) if heap]
+        return min(times) if times else None
+
+    def tick(self, now: int) -> None:
+        """Let the time pass: backoffs and delivery timeouts end."""
+        while self._retries and self._retries[0][0] <= now:
+            queue = heapq.heappop(self._retries)[2]
+            queue.retry_armed = False
+            self._settle(queue, now)
+        while self._expiries and self._expiries[0][0] <= now:
+            queue = heapq.heappop(self._expiries)[2]
+            queue.expiry_armed = False
+            self._settle(queue, now)
+
+    def _withdraw(self, queue: PartitionQueue) -> None:
+        self.leaderless.pop(queue, None)
+        if queue.leader is not None and (peers := self.sendable.get(queue.leader)):
+            peers.pop(queue, None)
+            if not peers:
+                del self.sendable[queue.leader]
+
+    def _settle(self, queue: PartitionQueue, now: int) -> None:
+        """Find the place that a queue belongs to now."""
+        self._withdraw(queue)
+        while queue.waiting:
+            head = queue.waiting[0]
+            if not head.ready:
+                if not queue.source.is_ready(head.index):
+                    # Even past its deadline it belongs to a worker, so it expires when it is READY.
+                    self._unready.setdefault(queue.source.number, {})[head.index] = queue
+                    return
+                head.ready = True
+            if now < head.deadline_ns:
+                self._place(queue, head, now)
+                return
+            queue.waiting.popleft()
+            self.expired.append(head)
+
+    def _place(self, queue: PartitionQueue, head: Batch, now: int) -> None:
+        if not queue.expiry_armed:
+            queue.expiry_armed = True
+            self._push(self._expiries, head.deadline_ns, queue)
+        if queue.in_flight >= self._limit:
+            return
+        if queue.retry_at_ns > now:
+            if not queue.retry_armed:
+                queue.retry_armed = True
+                self._push(self._retries, queue.retry_at_ns, queue)
+        elif queue.leader is None:
+            self.leaderless[queue] = None
+        else:
+            self.sendable.setdefault(queue.leader, {})[queue] = None
+
+    def _push(self, heap: list[tuple[int, int, PartitionQueue]], time_ns: int, queue: PartitionQueue) -> None:
+        """At most one entry a queue and heap (``*_armed``); the push number orders equal times."""
+        self._pushes += 1
+        heapq.heappush(heap, (time_ns, self._pushes, queue))

@@ -1,0 +1,157 @@
+"""Asking for metadata and telling it on: to the cluster's picture, to the topic tables, to the queues."""
+
+from __future__ import annotations
+
+from slabpress.network.backoff import Backoff
+from slabpress.network.batches import ArenaBatches
+from slabpress.network.broker import Broker
+from slabpress.network.brokers import Brokers
+from slabpress.network.connection import InFlight
+from slabpress.network.messages import METADATA, TopicMetadata, WireError, decode_metadata, encode_metadata
+from slabpress.network.metadata import Cluster, RefreshSchedule
+from slabpress.network.queues import PartitionQueue, Queues
+
+_LEADER_NOT_AVAILABLE = 5
+
+
+class MetadataContext:
+    """Marks a Metadata request in flight."""
+
+
+class Refresher:
+    """Keeps metadata of the wanted topics fresh.
+
+    Args:
+        arenas: whose topic tables ask and are answered.
+        brokers: who may be asked.
+        queues: whose queues are routed to the leaders.
+        max_age_ms: metadata is asked for again after this long.
+        backoff: between requests while something is missing.
+
+    Attributes:
+        schedule: when to ask.
+        cluster: what is known.
+        answered_topics: topic entries that were answered since somebody set it to 0.
+    """
+
+    def __init__(
+        self,
+        arenas: list[ArenaBatches],
+        cluster: Cluster,
+        brokers: Brokers,
+        queues: Queues,
+        max_age_ms: int,
+        backoff: Backoff,
+    ) -> None:
+        self._arenas = arenas
+        self._brokers = brokers
+        self._queues = queues
+        self._wanted: list[dict[str, int]] = [{} for _ in arenas]
+        self._wanted_versions = [0] * len(arenas)
+        self._errors: dict[str, int] = {}
+        self.cluster = cluster
+        self.schedule = RefreshSchedule(max_age_ms, backoff)
+        self.answered_topics = 0
+
+    def look(self, now: int) -> bool:
+        """See whether the coordinators want something new; whether they did."""
+        changed = False
+        for place, arena in enumerate(self._arenas):
+            version = arena.topics.wanted_version()
+            if version == self._wanted_versions[place]:
+                continue
+            changed = True
+            self._wanted_versions[place] = version
+            before, wanted = self._wanted[place], arena.topics.wanted()
+            self._wanted[place] = wanted
+            if wanted.keys() - before.keys():
+                self.schedule.now(now)
+            elif wanted:
+                self.schedule.soon(now)
+        return changed
+
+    def _names(self) -> set[str]:
+        names = {queue.topic for queue in self._queues.leaderless}
+        return names.union(*self._wanted)
+
+    def turn(self, now: int) -> None:
+        """Ask, or try to reach somebody to ask, if it is time."""
+        if self._queues.leaderless:
+            self.schedule.soon(now)
+        if not self.schedule.is_due(now):
+            return
+        names = self._names()
+        if not names:
+            self.schedule.idle()
+            return
+        broker = self._brokers.for_metadata(now)
+        if broker is None:
+            self._brokers.connect_any(now)
+            return
+        self._ask(broker, names, now)
+
+    def _ask(self, broker: Broker, names: set[str], now: int) -> None:
+        connection = broker.connection
+        if connection is None:
+            return
+        version = connection.versions.get(METADATA)
+        if version is None:
+            broker.last_error = "speaks no Metadata version from 1 to 13"
+            broker.close(now)
+            return
+        correlation_id = connection.next_id()
+        request = encode_metadata(version, correlation_id, connection.client_id, sorted(names))
+        connection.send(request, correlation_id, METADATA, version, MetadataContext(), now)
+        self._arenas[0].count("metadata_requests")
+        self.schedule.sent()
+        broker.flush(now)
+
+    def answered(self, request: InFlight, frame: bytes, now: int) -> int:
+        """Apply a Metadata response; its throttle time in ms.
+
+        Raises:
+            WireError: it does not parse, or the broker says that it cannot answer.
+        """
+        answer = decode_metadata(request.version, frame)
+        if answer.error or not answer.brokers:
+            # Version 13 may say REBOOTSTRAP_REQUIRED (KIP-1102): another server is asked then.
+            raise WireError(f"no metadata: error {answer.error}, {len(answer.brokers)} brokers")
+        self.cluster.update(answer)
+        self.cluster.forget_all_but(self._names())
+        self._brokers.update(self.cluster.brokers, now)
+        self._errors = {topic.name: topic.error for topic in answer.topics if topic.error}
+        for topic in answer.topics:
+            self._tell(topic)
+        self.route(now)
+        complete = not self._errors and not self._queues.leaderless
+        self.schedule.answered(now, complete=complete)
+        return answer.throttle_ms
+
+    def _tell(self, topic: TopicMetadata) -> None:
+        """Answer for a topic in every arena that wants it."""
+        partitions = len(topic.partitions) if topic.error == 0 else 0
+        error = topic.error if topic.error or partitions else _LEADER_NOT_AVAILABLE
+        for arena, wanted in zip(self._arenas, self._wanted, strict=True):
+            index = wanted.get(topic.name)
+            if index is not None:
+                arena.topics.set_answer(index, partitions or None, error)
+                self.answered_topics += 1
+
+    def route(self, now: int) -> None:
+        """Give every queue the leader that is known now."""
+        for arena in self._arenas:
+            for queue in arena.queues:
+                if queue is not None:
+                    self.route_one(queue, now)
+
+    def route_one(self, queue: PartitionQueue, now: int) -> None:
+        """Give one queue the leader that is known now."""
+        self._queues.set_leader(queue, self.cluster.leader(queue.topic, queue.number), now)
+
+    def lost(self, now: int) -> None:
+        """A request's connection was closed."""
+        self.schedule.failed(now)
+
+    def topic_error(self, topic: str) -> int:
+        """The error of a topic's last answer, 0 for none."""
+        return self._errors.get(topic, 0)

@@ -1,0 +1,1 @@
+"""What runs in the user's process: accumulate, partition, wait for room, supervise, deliver."""

@@ -1,0 +1,315 @@
+"""The coordinator: the arena's owner, and the one background thread of the user's process.
+
+    caller threads                 "slabpress" thread                       "slabpress-callbacks"
+    send(): append under the       sleeps on its doorbell until the next    runs callbacks, then frees
+    lock, wait in line for room    linger; seals what has lingered, takes   the batch's descriptor
+                                   in results and metadata, calls the
+                                   first in line, looks after the children
+
+Law 9: nothing here is on the way of a sealed batch to the broker; when the job holds the GIL for seconds,
+workers and network process go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Final
+
+from slabpress.config import Config
+from slabpress.cpus import memory_available_bytes
+from slabpress.errors import (
+    DeliveryError,
+    FlushTimeoutError,
+    ForkedError,
+    MemoryShortError,
+    ProcessError,
+    ProducerClosedError,
+    SlabpressError,
+)
+from slabpress.pipeline.accumulator import Accumulator
+from slabpress.pipeline.batch import Batch, DoneCallback, Outcome, Watch
+from slabpress.pipeline.reporter import Reporter, outcome_of
+from slabpress.pipeline.sender import Sender
+from slabpress.pipeline.supervisor import Role, Supervisor
+from slabpress.pipeline.topics import TopicRegistry
+from slabpress.plan import MemoryPlan
+from slabpress.shm.admission import Admission
+from slabpress.shm.arena import Arena
+from slabpress.shm.control import COORDINATOR, Control
+from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.segment import check_platform
+from slabpress.shm.states import DONE, PROCESS_RUNNING
+from slabpress.shm.topics import TopicTable
+from slabpress.units import format_bytes
+
+# An index no worker has: the coordinator takes the admission lock to recover, never to compress.
+_NO_WORKER: Final = 0xFFFE
+_JOIN_TIMEOUT_S: Final = 10.0
+
+logger = logging.getLogger("slabpress")
+
+
+class Coordinator:
+    """One producer's arena, children and background thread.
+
+    Args:
+        config: the settings.
+        plan: the memory plan that follows from them.
+        roles: makes the children's roles from the arena's file descriptor.
+        on_delivery: called with the handle of every record, or None.
+
+    Raises:
+        MemoryShortError: the planned memory is not there.
+        ProcessError: a child could not start.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: MemoryPlan,
+        roles: Callable[[int], list[Role]],
+        on_delivery: DoneCallback | None,
+    ) -> None:
+        check_platform()
+        check_memory(plan)
+        rng = random.Random()  # noqa: S311 - spreads records over partitions, protects nothing
+        self.plan = plan
+        self.watch = Watch()
+        self.lock = threading.Lock()
+        with contextlib.ExitStack() as undo:
+            self.arena = Arena.create(plan.geometry)
+            undo.callback(self.arena.close)
+            self.control = Control.create(plan.workers)
+            undo.callback(self.control.close)
+            self._descriptors = Descriptors(self.arena)
+            self._topics = TopicRegistry(TopicTable(self.arena), rng)
+            self.accumulator = Accumulator(
+                self.arena, plan, config.linger_ms * 1_000_000, self.control, self.watch, rng
+            )
+            self.sender = Sender(config, plan, self.arena, self.control, self.lock, self.accumulator, self._topics)
+            self._reporter = Reporter(self.watch, on_delivery, self._release)
+            admission = Admission(self.arena, _NO_WORKER)
+            self._supervisor = Supervisor(self.control, roles(self.arena.descriptor), admission.recover)
+            self.control.set_state(COORDINATOR, PROCESS_RUNNING)
+            self._supervisor.start()
+            undo.pop_all()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="slabpress", daemon=True)
+        self._thread.start()
+
+    # --- the background thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._round()
+                self._sleep()
+        except ProcessError as error:
+            self._fail(error)
+        except Exception as error:  # a bug here must not leave callers waiting in silence
+            logger.exception("the coordinator's thread failed")
+            self._fail(ProcessError(f"slabpress failed inside: {error!r}; please report it"))
+
+    def _round(self) -> None:
+        with self.lock:
+            self.accumulator.seal_lingering(time.monotonic_ns())
+            done = self.accumulator.take_done()
+            if self._topics.refresh():
+                self.sender.metadata_changed.notify_all()
+        self._resolve(done)
+        self._supervisor.check()
+
+    def _resolve(self, done: list[Batch]) -> None:
+        if done:
+            self._reporter.resolve(
+                [(batch, outcome_of(batch, self._descriptors.result(batch.descriptor))) for batch in done]
+            )
+
+    def _sleep(self) -> None:
+        control = self.control
+        control.lie_down(COORDINATOR)
+        with self.lock:
+            timeout = self._timeout_s()
+            # A slab that was freed since the last round rang for nobody: let the first in line look.
+            self.sender.line.call_first()
+            if self.arena.batch_states.find(DONE) >= 0 or self._stopping:
+                timeout = 0.0
+        try:
+            control.bells[COORDINATOR].wait(timeout, self._supervisor.watched)
+        finally:
+            control.get_up(COORDINATOR)
+
+    def _timeout_s(self) -> float | None:
+        """Until the next linger or restart is due; None while nothing is."""
+        due = self.accumulator.next_linger_ns()
+        waits = [] if due is None else [(due - time.monotonic_ns()) / 1e9]
+        restart = self._supervisor.next_restart()
+        if restart is not None:
+            waits.append(restart - time.monotonic())
+        return max(0.0, min(waits)) if waits else None
+
+    def _release(self, batches: list[Batch]) -> None:
+        with self.lock:
+            for batch in batches:
+                self.accumulator.release(batch)
+            self.sender.line.call_first()
+
+    def _fail(self, error: SlabpressError) -> None:
+        """The pipeline cannot go on: every call and every undelivered record gets the error."""
+        self._refuse(lambda: type(error)(*error.args))
+        self._abandon("PROCESS_ERROR", str(error))
+
+    def _refuse(self, refusal: Callable[[], SlabpressError]) -> None:
+        with self.lock:
+            self.sender.refusal = refusal
+            self.sender.line.call_all()
+            self.sender.metadata_changed.notify_all()
+
+    def _abandon(self, name: str, reason: str) -> int:
+        """Resolve every batch that has no result with an error; how many records that were."""
+        with self.lock:
+            left = [batch for batch in self.accumulator.unfinished() if batch.outcome is None]
+        lost = 0
+        with self.watch.changed:
+            for batch in left:
+                error = DeliveryError(
+                    f"{batch.records} records for {batch.topic.name}-{batch.partition} were not delivered: {reason}",
+                    topic=batch.topic.name,
+                    partition=batch.partition,
+                    name=name,
+                    records=batch.records,
+                )
+                batch.outcome = Outcome(error, -1, -1)
+                batch.finished = True
+                self.watch.count_failure(batch, error)
+                lost += batch.records
+            self.watch.changed.notify_all()
+        return lost
+
+    # --- what callers ask for -------------------------------------------------------------------------------
+
+    def in_callback(self) -> bool:
+        """Whether the calling thread is running a delivery callback."""
+        return self._reporter.in_callback()
+
+    def pending_records(self) -> int:
+        """Records that were accepted and have no result yet."""
+        with self.lock:
+            return sum(batch.records for batch in self.accumulator.unfinished() if batch.outcome is None)
+
+    def flush(self, timeout_s: float | None) -> None:
+        """Seal everything and wait until all of it is resolved and reported.
+
+        Raises:
+            FlushTimeoutError: it was not, in time.
+        """
+        with self.lock:
+            self.accumulator.seal_all()
+            waiting = self.accumulator.unfinished()
+        place = 0
+
+        def finished() -> bool:
+            nonlocal place
+            while place < len(waiting) and waiting[place].finished:
+                place += 1
+            return place == len(waiting)
+
+        with self.watch.changed:
+            if self.watch.changed.wait_for(finished, timeout_s):
+                return
+            left = sum(batch.records for batch in waiting if not batch.finished)
+        raise FlushTimeoutError(f"{left} records were still under way after {timeout_s} s", records=left)
+
+    def raise_unseen(self) -> None:
+        """Raise the failures that nobody has looked at, if there are any.
+
+        Raises:
+            DeliveryError: the first of them, its ``records`` saying how many there are.
+        """
+        unseen, error = self.watch.take_unseen()
+        if unseen <= 0 or error is None:
+            return
+        if not isinstance(error, DeliveryError):
+            raise error
+        raise type(error)(
+            f"{unseen} records were not delivered; the first error: {error}",
+            topic=error.topic,
+            partition=error.partition,
+            name=error.name,
+            code=error.code,
+            retriable=error.retriable,
+            records=unseen,
+        ) from error
+
+    def close(self) -> int:
+        """End children and threads and give the memory back; how many records were lost by that."""
+        self._refuse(_closed)
+        self._stopping = True
+        self.control.bells[COORDINATOR].ring()
+        self._thread.join(_JOIN_TIMEOUT_S)
+        self._supervisor.stop()
+        self._take_results()  # those that came in while the children ended still count
+        lost = self._abandon("PRODUCER_CLOSED", "the producer was closed before they were acknowledged")
+        self._reporter.stop(_JOIN_TIMEOUT_S)
+        with self.lock:
+            self.arena.close()
+            self.control.close()
+        return lost
+
+    def _take_results(self) -> None:
+        with self.lock:
+            done = self.accumulator.take_done()
+        self._resolve(done)
+
+    def forked(self) -> None:
+        """This process is a forked child: refuse every call, touch nothing that the parent uses."""
+        self.sender.refusal = _forked
+
+    def is_forked(self) -> bool:
+        """Whether this is a forked child of the process that made the producer."""
+        return self.sender.refusal is _forked
+
+
+def _closed() -> SlabpressError:
+    return ProducerClosedError("the producer is closed: make another one")
+
+
+def _forked() -> SlabpressError:
+    return ForkedError(
+        "this producer belongs to the process that forked this one, and its records would be lost here: make a "
+        "producer after the fork"
+    )
+
+
+def check_memory(plan: MemoryPlan) -> None:
+    """Raise MemoryShortError if the machine or the cgroup cannot hold the plan."""
+    available = memory_available_bytes()
+    if available is not None and plan.total_bytes > available:
+        raise MemoryShortError(
+            f"the plan takes {format_bytes(plan.total_bytes)} (buffer_memory {format_bytes(plan.arena_bytes)} and "
+            f"the processes), but only {format_bytes(available)} are available here: lower buffer_memory or "
+            "workers, or raise the memory limit (`slabpress plan` shows every line)"
+        )
+
+
+_live: weakref.WeakSet[Coordinator] = weakref.WeakSet()
+
+
+def watch_forks(coordinator: Coordinator) -> None:
+    """Have ``forked`` called on the coordinator in every forked child."""
+    _live.add(coordinator)
+
+
+def _after_fork_in_child() -> None:
+    for coordinator in _live:
+        coordinator.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

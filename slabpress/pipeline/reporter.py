@@ -1,0 +1,116 @@
+"""Telling the program what became of its records: handles first, then callbacks on one background thread.
+
+A batch keeps its descriptor until its last callback has returned, so callbacks that are slower than the
+broker become back-pressure in send() and never a queue that grows (law 1).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from slabpress.errors import DeliveryError, DeliveryTimeoutError, SlabpressError
+from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback, Outcome, Watch, run_callback
+from slabpress.results import DELIVERED, EXPIRED_SENT, EXPIRED_UNSENT, LOCAL_NAMES
+from slabpress.shm.descriptors import Result
+
+
+def outcome_of(batch: Batch, result: Result) -> Outcome:
+    """The outcome that a descriptor's result means for a batch."""
+    if result.code == DELIVERED:
+        return Outcome(None, result.base_offset, result.append_time_ms)
+    return Outcome(error_of(batch, result), -1, -1)
+
+
+def error_of(batch: Batch, result: Result) -> DeliveryError:
+    """The error that a failed batch's records get; the text is the broker's own, or the network process's."""
+    topic, partition = batch.topic.name, batch.partition
+    name = LOCAL_NAMES.get(result.code) or result.text.partition(":")[0] or f"ERROR_{result.code}"
+    timed_out = result.code in (EXPIRED_UNSENT, EXPIRED_SENT)
+    text = result.text or name
+    if result.record_index >= 0:
+        text = f"{text} (record {result.record_index} of the batch's {batch.records} is at fault)"
+    kind = DeliveryTimeoutError if timed_out else DeliveryError
+    return kind(
+        f"{batch.records} records for {topic}-{partition} were not delivered: {text}",
+        topic=topic,
+        partition=partition,
+        name=name,
+        code=None if result.code in LOCAL_NAMES else result.code,
+        retriable=result.retriable,
+        records=batch.records,
+    )
+
+
+class Reporter:
+    """Resolves batches: sets outcomes, wakes waiters, runs callbacks, gives descriptors back.
+
+    Args:
+        watch: what handles wait on.
+        on_delivery: called with the handle of every record, or None.
+        release: gives batches' descriptors back to the arena.
+    """
+
+    def __init__(self, watch: Watch, on_delivery: DoneCallback | None, release: Callable[[list[Batch]], None]) -> None:
+        self._watch = watch
+        self._on_delivery = on_delivery
+        self._release = release
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def resolve(self, outcomes: list[tuple[Batch, Outcome]]) -> None:
+        """Set the batches' outcomes; those with callbacks go to the callback thread, the rest are finished."""
+        quiet: list[Batch] = []
+        with self._watch.changed:
+            for batch, outcome in outcomes:
+                batch.outcome = outcome
+                if outcome.error is not None:
+                    self._watch.count_failure(batch, outcome.error)
+                if batch.callbacks is None and self._on_delivery is None:
+                    quiet.append(batch)
+                else:
+                    self._queue.put(batch)
+            self._watch.changed.notify_all()
+        if len(quiet) < len(outcomes) and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="slabpress-callbacks", daemon=True)
+            self._thread.start()
+        self._finish(quiet)
+
+    def in_callback(self) -> bool:
+        """Whether the caller is a delivery callback."""
+        return threading.current_thread() is self._thread
+
+    def stop(self, timeout_s: float | None) -> bool:
+        """End the callback thread after what is queued; whether it ended in time."""
+        if self._thread is None:
+            return True
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            self._call_back(batch)
+            self._finish([batch])
+
+    def _call_back(self, batch: Batch) -> None:
+        error: SlabpressError | None = batch.outcome.error if batch.outcome else None
+        for index, callback in batch.callbacks or ():
+            run_callback(callback, DeliveryHandle(batch, index))
+        if self._on_delivery is not None:
+            for index in range(batch.records):
+                run_callback(self._on_delivery, DeliveryHandle(batch, index))
+            if error is not None:
+                with self._watch.changed:
+                    self._watch.count_seen(batch, batch.records)
+        batch.callbacks = None
+
+    def _finish(self, batches: list[Batch]) -> None:
+        if not batches:
+            return
+        self._release(batches)
+        with self._watch.changed:
+            for batch in batches:
+                batch.finished = True
+            self._watch.changed.notify_all()

@@ -1,0 +1,64 @@
+"""Waiting for room, first come first served.
+
+A thread that found no free slab or descriptor joins the line. Only the first in line may try again, so that a
+large record is not overtaken for ever by small ones (the fairness of Kafka's BufferPool). Everything happens
+under the producer's lock, which a waiting thread releases, and with it the GIL.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+
+class Turn:
+    """One thread's place in the line."""
+
+    __slots__ = ("called",)
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.called = threading.Condition(lock)
+
+
+class RoomLine:
+    """The line of threads that wait for room.
+
+    Args:
+        lock: the producer's lock; every method is called with it held.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._line: deque[Turn] = deque()
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def join(self) -> Turn:
+        """Go to the end of the line."""
+        turn = Turn(self._lock)
+        self._line.append(turn)
+        return turn
+
+    def is_first(self, turn: Turn) -> bool:
+        """Whether it is this thread's turn."""
+        return self._line[0] is turn
+
+    def wait(self, turn: Turn, timeout_s: float) -> None:
+        """Sleep until called or until the timeout; the caller looks for itself what has changed."""
+        turn.called.wait(timeout_s)
+
+    def leave(self, turn: Turn) -> None:
+        """Leave the line, served or not, and call the next: what is left may be enough for it."""
+        self._line.remove(turn)
+        self.call_first()
+
+    def call_first(self) -> None:
+        """There may be room now: call the first in line."""
+        if self._line:
+            self._line[0].called.notify()
+
+    def call_all(self) -> None:
+        """Something other than room has changed (the producer failed or closed): call everybody."""
+        for turn in self._line:
+            turn.called.notify()

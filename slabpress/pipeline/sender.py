@@ -1,0 +1,304 @@
+"""The way of a record into an open batch; runs in the thread that calls send().
+
+known topic?  --no-->  wait for its metadata      (max_block_ms, then UnknownTopicError, BootstrapError)
+partition     given, or by key (murmur2), or the sticky one
+room in the partition's open batch?
+   batch full --> seal it, open another
+   no slab or descriptor free --> wait in line    (max_block_ms, then BufferFullError)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from slabpress._native import BATCH_FULL, partition_for_key
+from slabpress.config import Config
+from slabpress.errors import (
+    BootstrapError,
+    BufferFullError,
+    RecordTooLargeError,
+    RecordTypeError,
+    SlabpressError,
+    UnknownPartitionError,
+    UnknownTopicError,
+)
+from slabpress.pipeline.accumulator import Accumulator
+from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback
+from slabpress.pipeline.room import RoomLine, Turn
+from slabpress.pipeline.topics import Topic, TopicRegistry, check_topic_name
+from slabpress.plan import MemoryPlan
+from slabpress.records import Headers, Part
+from slabpress.shm import layout as at
+from slabpress.shm.arena import Arena
+from slabpress.shm.control import COORDINATOR, NETWORK, Control
+from slabpress.shm.states import OUTPUT_STATES, SLAB_STATES
+
+_T = TypeVar("_T")
+
+# A wake-up that was lost with a dead process costs the first in line this long, not for ever (law 3).
+_LOOK_AGAIN_S: Final = 1.0
+
+# Metadata errors that waiting does not mend, and the names of those that it may.
+_FINAL_TOPIC_ERRORS: Final = {17: "INVALID_TOPIC_EXCEPTION", 29: "TOPIC_AUTHORIZATION_FAILED"}
+_TOPIC_ERRORS: Final = {
+    3: "UNKNOWN_TOPIC_OR_PARTITION",
+    5: "LEADER_NOT_AVAILABLE",
+    100: "UNKNOWN_TOPIC_ID",
+    **_FINAL_TOPIC_ERRORS,
+}
+
+
+class Sender:
+    """Appends records to open batches, waiting for metadata and for room.
+
+    Attributes:
+        lock: the producer's lock: guards the accumulator, the topics and the line.
+        metadata_changed: notified when the topics' metadata may have changed.
+        refusal: makes the error that every call gets once the producer is closed, broken or forked; None
+            while it is usable.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: MemoryPlan,
+        arena: Arena,
+        control: Control,
+        lock: threading.Lock,
+        accumulator: Accumulator,
+        topics: TopicRegistry,
+    ) -> None:
+        self.lock = lock
+        self.metadata_changed = threading.Condition(lock)
+        self.line = RoomLine(lock)
+        self.refusal: Callable[[], SlabpressError] | None = None
+        self._max_block_ms = config.max_block_ms
+        self._buffer_memory = config.buffer_memory
+        self._max_request_size = config.max_request_size
+        self._plan = plan
+        self._arena = arena
+        self._control = control
+        self._accumulator = accumulator
+        self._writer = accumulator.writer
+        self._topics = topics
+        self._known = topics.known
+
+    def send(
+        self,
+        topic_name: str,
+        value: Part,
+        key: Part,
+        headers: Headers | None,
+        partition: int | None,
+        timestamp_ms: int | None,
+        on_delivery: DoneCallback | None,
+    ) -> DeliveryHandle:
+        """Append one record; see ``Producer.send``."""
+        if self.refusal is not None:
+            raise self.refusal()
+        with self.lock:
+            handle = None
+            if type(topic_name) is str and not self.line:
+                topic = self._known.get(topic_name)
+                if topic is not None and partition is None:
+                    target = topic.sticky if key is None else partition_for_key(key, len(topic.open))
+                    batch = topic.open[target]
+                    if batch is not None and self._append(batch, key, value, headers, timestamp_ms) > 0:
+                        handle = DeliveryHandle(batch, batch.records - 1)
+            if handle is None:
+                handle = self._send_waiting(topic_name, value, key, headers, partition, timestamp_ms)
+        if on_delivery is not None:
+            handle.add_done_callback(on_delivery)
+        return handle
+
+    def _append(self, batch: Batch, key: Part, value: Part, headers: Headers | None, timestamp_ms: int | None) -> int:
+        try:
+            return self._writer.append(batch, key, value, headers, timestamp_ms)
+        except OverflowError:
+            raise self._too_large(batch.topic.name) from None
+
+    def _send_waiting(
+        self,
+        topic_name: str,
+        value: Part,
+        key: Part,
+        headers: Headers | None,
+        partition: int | None,
+        timestamp_ms: int | None,
+    ) -> DeliveryHandle:
+        deadline = time.monotonic() + self._max_block_ms / 1000
+        topic = self.await_topic(topic_name, deadline)
+        if partition is not None:
+            self.check_partition(topic, partition, deadline)
+        elif key is not None:
+            partition = partition_for_key(key, len(topic.open))
+
+        def attempt() -> DeliveryHandle | None:
+            return self.try_append(topic, partition, key, value, headers, timestamp_ms)
+
+        return self.with_room(attempt, topic, deadline)
+
+    def try_append(
+        self,
+        topic: Topic,
+        partition: int | None,
+        key: Part,
+        value: Part,
+        headers: Headers | None,
+        timestamp_ms: int | None,
+    ) -> DeliveryHandle | None:
+        """Append without waiting; None while there is no room. ``partition`` None: the sticky one."""
+        while True:
+            batch = self.open_batch(topic, topic.sticky if partition is None else partition)
+            if batch is None:
+                return None
+            size = self._append(batch, key, value, headers, timestamp_ms)
+            if size > 0:
+                return DeliveryHandle(batch, batch.records - 1)
+            if size == BATCH_FULL:
+                self._accumulator.seal(batch)
+                continue
+            if batch.records == 0:
+                # Its time starts with its first record, so an empty batch does not wait for room.
+                self._accumulator.seal(batch)
+            return None
+
+    def open_batch(self, topic: Topic, partition: int) -> Batch | None:
+        """The partition's open batch, opened if need be; None while no descriptor is free."""
+        batch = topic.open[partition]
+        if batch is None:
+            index = self._topics.partition_index(topic, partition)
+            batch = self._accumulator.open_batch(topic, partition, index, time.monotonic_ns())
+            if batch is not None and self._accumulator.open_batches == 1:
+                self._control.wake(COORDINATOR)  # its linger timer was off
+        return batch
+
+    def with_room(self, attempt: Callable[[], _T | None], topic: Topic, deadline: float) -> _T:
+        """Call ``attempt`` until it gives something, waiting in line for room between the tries.
+
+        Raises:
+            BufferFullError: there was no room until the deadline.
+        """
+        turn: Turn | None = None
+        try:
+            while True:
+                if not self.line or (turn is not None and self.line.is_first(turn)):
+                    result = attempt()
+                    if result is not None:
+                        return result
+                if turn is None:
+                    # Ask to be woken, then look once more: what was freed in between rang for nobody.
+                    turn = self.line.join()
+                    self._arena.memory.store_u64(at.ROOM_WANTED_AT, 1)
+                    self._arena.memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * 3, 1)
+                    self._arena.memory.fence()
+                    continue
+                self._wait_in_line(turn, topic, deadline)
+        finally:
+            if turn is not None:
+                self.line.leave(turn)
+                if not self.line and self.refusal is None:
+                    self._arena.memory.store_u64(at.ROOM_WANTED_AT, 0)
+
+    def _wait_in_line(self, turn: Turn, topic: Topic, deadline: float) -> None:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise BufferFullError(self._describe_full(topic))
+        self._accumulator.relieve_pressure()
+        self.line.wait(turn, min(remaining, _LOOK_AGAIN_S))
+        if self.refusal is not None:
+            raise self.refusal()
+
+    def _describe_full(self, topic: Topic) -> str:
+        arena = self._arena
+        slabs = dict(zip(SLAB_STATES, arena.slab_states.tally(len(SLAB_STATES)), strict=True))
+        outputs = dict(zip(OUTPUT_STATES, arena.output_states.tally(len(OUTPUT_STATES)), strict=True))
+        return (
+            f"no room for a record to topic {topic.name!r} within max_block_ms={self._max_block_ms}: buffer_memory of "
+            f"{self._buffer_memory} bytes holds {arena.geometry.slab_count} slabs ({_figures(slabs)}) and "
+            f"{arena.geometry.output_count} output buffers ({_figures(outputs)}), {len(self.line)} threads wait. "
+            "The cluster takes records more slowly than they are sent (output buffers in flight), or compression "
+            "does (slabs sealed): send less, wait longer, or raise buffer_memory or workers"
+        )
+
+    def await_topic(self, name: str, deadline: float) -> Topic:
+        """The topic, waiting until its metadata is known.
+
+        Raises:
+            UnknownTopicError, BootstrapError: it was not known until the deadline.
+        """
+        check_topic_name(name)
+        if name in self._known:
+            return self._known[name]
+        self._topics.want(name)
+        self._control.wake(NETWORK)
+        try:
+            while name not in self._known:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or self._topics.error_code(name) in _FINAL_TOPIC_ERRORS:
+                    raise self._topic_missing(name)
+                self.metadata_changed.wait(remaining)
+                if self.refusal is not None:
+                    raise self.refusal()
+        finally:
+            self._topics.give_up(name)
+        return self._known[name]
+
+    def _topic_missing(self, name: str) -> SlabpressError:
+        code = self._topics.error_code(name)
+        report = self._arena.report()
+        waited = f"within max_block_ms={self._max_block_ms}"
+        if code == 0 and report:
+            return BootstrapError(f"no bootstrap server answered {waited}: {report}")
+        if code in _FINAL_TOPIC_ERRORS:
+            return UnknownTopicError(f"topic {name!r} cannot be used: {_FINAL_TOPIC_ERRORS[code]}")
+        said = _TOPIC_ERRORS.get(code, f"error {code}") if code else "no answer"
+        return UnknownTopicError(
+            f"topic {name!r} is not known to the cluster {waited} (it said: {said}): create it, or allow automatic "
+            "creation on the brokers"
+        )
+
+    def check_partition(self, topic: Topic, partition: int, deadline: float) -> None:
+        """See that the topic has the partition, asking once for fresh metadata if it seems not to.
+
+        Raises:
+            UnknownPartitionError: it has not.
+        """
+        if isinstance(partition, bool) or not isinstance(partition, int):
+            raise RecordTypeError(f"partition must be an int or None, not {type(partition).__name__}")
+        if 0 <= partition < len(topic.open):
+            return
+        if partition >= 0:
+            before = self._topics.answer(topic.name).answers
+            self._topics.request_refresh()
+            self._control.wake(NETWORK)
+            while self._topics.answer(topic.name).answers == before and deadline > time.monotonic():
+                self.metadata_changed.wait(deadline - time.monotonic())
+                if self.refusal is not None:
+                    raise self.refusal()
+        if not 0 <= partition < len(topic.open):
+            raise UnknownPartitionError(
+                f"topic {topic.name!r} has no partition {partition}: it has {len(topic.open)}, "
+                f"0 .. {len(topic.open) - 1}"
+            )
+
+    def _too_large(self, topic_name: str) -> RecordTooLargeError:
+        size = self._writer.too_large_bytes
+        if size > self._max_request_size:
+            limit = f"max_request_size = {self._max_request_size} bytes: raise it (and the topic's max.message.bytes)"
+        else:
+            limit = f"the {self._plan.largest_record_bytes} bytes of slabs in buffer_memory: raise buffer_memory"
+        return RecordTooLargeError(
+            f"a record for topic {topic_name!r} takes {size} bytes encoded and uncompressed, more than {limit}"
+        )
+
+    def too_large(self, topic: Topic) -> RecordTooLargeError:
+        """The error for the record that the writer just refused."""
+        return self._too_large(topic.name)
+
+
+def _figures(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -1,0 +1,264 @@
+"""The producer: the one class that programs use."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from slabpress.config import Config
+from slabpress.errors import CallbackFlushError, FlushTimeoutError, SlabpressError
+from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery
+from slabpress.pipeline.coordinator import Coordinator, watch_forks
+from slabpress.pipeline.many import send_many
+from slabpress.pipeline.supervisor import Role
+from slabpress.plan import MemoryPlan, plan_memory
+from slabpress.records import Headers, Part
+from slabpress.shm.control import FIRST_WORKER, NETWORK
+from slabpress.shm.handover import ArenaGrant
+
+logger = logging.getLogger("slabpress")
+logger.addHandler(logging.NullHandler())
+
+_NETWORK_SETTINGS = (
+    "bootstrap_servers",
+    "client_id",
+    "request_timeout_ms",
+    "retry_backoff_ms",
+    "retry_backoff_max_ms",
+    "reconnect_backoff_ms",
+    "reconnect_backoff_max_ms",
+    "max_in_flight_requests_per_connection",
+    "metadata_max_age_ms",
+    "max_request_size",
+    "connections_max_idle_ms",
+    "socket_connection_setup_timeout_ms",
+    "send_buffer_bytes",
+)
+
+
+class Producer:
+    """A Kafka producer whose memory is one fixed block, decided before the first record.
+
+    Thread-safe. Close it, or use it in a ``with`` block. Several servers may be named as
+    ``"host1:9092,host2:9092"`` or as a list.
+
+    Args:
+        bootstrap_servers: brokers to ask first, as host:port.
+        on_delivery: called on one background thread with the DeliveryHandle of every record once it is
+            delivered or has failed. While it is slow, send() waits: reports are never queued without bound.
+        settings: Kafka's names with underscores, such as ``compression_type="zstd"``, ``linger_ms=5``,
+            ``buffer_memory="64MiB"``; see README.md for all.
+
+    Attributes:
+        config: the settings, complete.
+        plan: every byte that this producer takes, as a MemoryPlan.
+
+    Raises:
+        ConfigError: a setting is unknown, out of range, or contradicts another.
+        MemoryShortError: the planned memory is not there.
+        ProcessError: a child process could not start.
+        UnsupportedPlatformError: this is neither Linux nor macOS.
+    """
+
+    def __init__(
+        self, bootstrap_servers: str | list[str], *, on_delivery: DoneCallback | None = None, **settings: Any
+    ) -> None:
+        self._closed = True  # until there is something to close
+        self.config = Config.of(bootstrap_servers, **settings)
+        self.plan: MemoryPlan = plan_memory(self.config)
+        self._coordinator = Coordinator(self.config, self.plan, self._roles, on_delivery)
+        self._sender = self._coordinator.sender
+        self._closed = False
+        watch_forks(self._coordinator)
+        _open_producers.add(self)
+
+    def _roles(self, arena: int) -> list[Role]:
+        config, plan = self.config, self.plan
+        delivery = {"acks": config.acks, "delivery_timeout_ms": config.delivery_timeout_ms}
+        codec = {
+            "compression_type": config.compression_type,
+            "compression_level": config.compression_level,
+            "largest_batch_bytes": plan.largest_batch_bytes,
+        }
+        cluster = {name: getattr(config, name) for name in _NETWORK_SETTINGS}
+        roles = [Role("the network process", "slabpress.network", NETWORK, cluster, [ArenaGrant(arena, delivery)])]
+        roles += [
+            Role(f"worker {worker}", "slabpress.workers", FIRST_WORKER + worker, {}, [ArenaGrant(arena, codec)])
+            for worker in range(plan.workers)
+        ]
+        return roles
+
+    def send(
+        self,
+        topic: str,
+        value: Part = None,
+        *,
+        key: Part = None,
+        headers: Headers | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        on_delivery: DoneCallback | None = None,
+    ) -> DeliveryHandle:
+        """Accept one record. Accepted means: in the arena, not yet acknowledged; the handle tells of that.
+
+        Args:
+            topic: its topic.
+            value: bytes, bytearray, memoryview, str (UTF-8), or None for a null value (a tombstone).
+            key: the same; None is a null key.
+            headers: (name, value) pairs.
+            partition: its partition; None: by the key as Java's producer does, or without a key one partition
+                until its batch is sealed, then another.
+            timestamp_ms: milliseconds since the epoch; None is now.
+            on_delivery: called with the handle, on the callback thread.
+
+        Raises:
+            RecordError: the record was refused (see errors.py for the kinds); the producer goes on.
+            BufferFullError: there was no room within max_block_ms.
+            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
+        """
+        return self._sender.send(topic, value, key, headers, partition, timestamp_ms, on_delivery)
+
+    def send_many(
+        self,
+        topic: str,
+        values: Iterable[Part],
+        *,
+        keys: Sequence[Part] | None = None,
+        headers: Sequence[Headers | None] | None = None,
+        timestamps_ms: Sequence[int | None] | None = None,
+        partition: int | None = None,
+    ) -> ManyDelivery:
+        """Accept many records in one call: the fast path.
+
+        Args:
+            topic: their topic.
+            values: one value a record; a list or a tuple is used as it is.
+            keys: None, or one key a record.
+            headers: None, or one sequence of (name, value) pairs, or None, a record.
+            timestamps_ms: None, or one timestamp, or None for now, a record.
+            partition: the partition of all of them; None: each by its key, or the sticky one.
+
+        Returns:
+            One promise for all of them.
+
+        Raises:
+            RecordError: a record was refused, or there was no room; ``accepted`` on the error says how many
+                records went before it and are on their way.
+            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
+        """
+        columns = (values, keys, headers, timestamps_ms)
+        return send_many(
+            self._sender, self._coordinator.accumulator, topic, columns, partition, self.config.max_block_ms
+        )
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Send what was accepted without waiting for linger, and wait until it is resolved and reported.
+
+        Args:
+            timeout: seconds; None waits as long as delivery_timeout_ms lets records be under way.
+
+        Raises:
+            DeliveryError: records failed since the last flush and nobody has looked at that.
+            FlushTimeoutError: records are still under way.
+            CallbackFlushError: this is a delivery callback.
+        """
+        self._check_usable("flush")
+        self._coordinator.flush(timeout)
+        self._coordinator.raise_unseen()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Flush, end the children, and give the memory back. Closing twice is nothing.
+
+        Args:
+            timeout: seconds to wait for records under way; 0 abandons them. None waits until all are resolved.
+
+        Raises:
+            DeliveryError: records failed and nobody has looked at that.
+            FlushTimeoutError: records were abandoned at the deadline; it counts them.
+            CallbackFlushError: this is a delivery callback.
+        """
+        if self._closed:
+            return
+        if self._coordinator.in_callback():
+            raise CallbackFlushError("close() inside a delivery callback would wait for itself")
+        self._closed = True
+        _open_producers.discard(self)
+        try:
+            self._coordinator.flush(timeout)
+        except FlushTimeoutError as error:
+            lost = self._coordinator.close()
+            raise FlushTimeoutError(
+                f"the producer was closed after {timeout} s with {lost} records not acknowledged", records=lost
+            ) from error
+        except BaseException:
+            self._coordinator.close()
+            raise
+        self._coordinator.close()
+        self._coordinator.raise_unseen()
+
+    def _check_usable(self, what: str) -> None:
+        if self._sender.refusal is not None:
+            raise self._sender.refusal()
+        if self._coordinator.in_callback():
+            raise CallbackFlushError(f"{what}() inside a delivery callback would wait for itself")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        # The block failed: its error is the one to see, and closing must not hang behind an outage.
+        try:
+            self.close(self.config.exit_flush_ms / 1000)
+        except SlabpressError as close_error:
+            logger.warning("closing the producer after an error: %s", close_error)
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+        _close_at_exit(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Producer {','.join(self.config.bootstrap_servers)} {state}>"
+
+
+def _close_at_exit(producer: Producer) -> None:
+    """Flush a producer that nobody closed, for exit_flush_ms, and say what was lost."""
+    if producer._sender.refusal is not None and producer._coordinator.is_forked():
+        return
+    started = time.monotonic()
+    seconds = producer.config.exit_flush_ms / 1000
+    try:
+        producer.close(seconds)
+    except FlushTimeoutError as error:
+        waited = time.monotonic() - started
+        warnings.warn(
+            f"{error.records} records were lost: the producer was not closed, and they were not acknowledged "
+            f"within exit_flush_ms={producer.config.exit_flush_ms} ({waited:.1f} s)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        logger.warning("%s records were lost at exit", error.records)
+    except SlabpressError as error:
+        warnings.warn(f"a producer that was not closed: {error}", RuntimeWarning, stacklevel=2)
+
+
+_open_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all_at_exit() -> None:
+    for producer in list(_open_producers):
+        _close_at_exit(producer)

@@ -1,0 +1,148 @@
+"""Admission of sealed batches to compression: in seal order, and only with room for them uncompressed.
+
+Law 6: because a batch is admitted only together with all the output buffers it can ever need (law 5: a batch
+never grows), every admitted batch finishes, and the earliest unsent batch always has its room.
+
+The lock is the operating system's record lock on one byte of the arena's file: the kernel releases it when its
+holder dies, so whoever takes it next must be ready to find any prefix of ``_admit``'s steps done:
+
+    1. output buffers FILLING, in no batch's chain    recover frees them
+    2. batch COMPRESSING, head not yet moved          the next holder moves the head on
+
+A worker may also die after it published a batch and before it freed the batch's slabs: recover frees those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from slabpress._native import NONE
+from slabpress.shm import layout as at
+from slabpress.shm.arena import Arena
+from slabpress.shm.descriptors import Descriptors, Output
+from slabpress.shm.states import (
+    COMPRESSING,
+    ORPHAN,
+    OUTPUT_FILLING,
+    OUTPUT_FREE,
+    SEALED,
+    SLAB_COMPRESSING,
+    SLAB_FREE,
+    owned,
+)
+
+
+class Admission:
+    """One process's way to the sealed batches of one arena.
+
+    Args:
+        arena: the arena.
+        worker: the index that this worker signs batches with.
+    """
+
+    def __init__(self, arena: Arena, worker: int) -> None:
+        self._arena = arena
+        self._descriptors = Descriptors(arena)
+        self._worker = worker
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the admission lock; waits with the GIL released."""
+        fcntl.lockf(self._arena.descriptor, fcntl.LOCK_EX, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._arena.descriptor, fcntl.LOCK_UN, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
+
+    def has_work(self) -> bool:
+        """Whether ``take`` would probably find a batch: a look without the lock."""
+        arena = self._arena
+        if arena.memory.load_u64(at.ORPHANS_AT):
+            return True
+        head = arena.seal_head
+        if head == arena.seal_tail:
+            return False
+        return arena.outputs.count_free() >= self._outputs_needed(arena.sealed_at(head))
+
+    def take(self) -> int | None:
+        """Be admitted to the next batch: its descriptor index, or None while there is none or no room."""
+        arena = self._arena
+        if arena.seal_head == arena.seal_tail and not arena.memory.load_u64(at.ORPHANS_AT):
+            return None
+        with self.lock():
+            return self._adopt_orphan() if arena.memory.load_u64(at.ORPHANS_AT) else self._admit()
+
+    def _outputs_needed(self, index: int) -> int:
+        raw_bytes = self._descriptors.sealed(index).raw_bytes
+        return max(1, -(-raw_bytes // self._arena.outputs.block_bytes))
+
+    def _admit(self) -> int | None:
+        arena = self._arena
+        head = arena.seal_head
+        while head != arena.seal_tail:
+            index = arena.sealed_at(head)
+            if arena.batch_states.load(index) == SEALED:
+                break
+            head += 1  # its admitter died between step 2 and the head
+            arena.memory.store_u64(at.SEAL_HEAD_AT, head)
+        else:
+            return None
+        needed = self._outputs_needed(index)
+        first = arena.outputs.claim(needed, owned(OUTPUT_FILLING, self._worker))
+        if first == NONE:
+            return None
+        self._descriptors.set_output(index, Output(first, needed, 0, 0))
+        self._descriptors.set_worker(index, self._worker)
+        arena.slabs.mark(self._descriptors.sealed(index).first_slab, owned(SLAB_COMPRESSING, self._worker))
+        arena.batch_states.store(index, COMPRESSING)
+        arena.memory.store_u64(at.SEAL_HEAD_AT, head + 1)
+        return index
+
+    def _adopt_orphan(self) -> int | None:
+        """Take over a batch whose worker died; it still holds its slabs and its output buffers."""
+        orphans = [index for index in self._compressing() if self._descriptors.worker(index) == ORPHAN]
+        if not orphans:
+            self._arena.memory.store_u64(at.ORPHANS_AT, 0)
+            return self._admit()
+        index = min(orphans, key=self._descriptors.seal_number)
+        arena = self._arena
+        arena.slabs.mark(self._descriptors.sealed(index).first_slab, owned(SLAB_COMPRESSING, self._worker))
+        arena.outputs.mark(self._descriptors.output(index).first_output, owned(OUTPUT_FILLING, self._worker))
+        self._descriptors.set_worker(index, self._worker)
+        arena.memory.store_u64(at.ORPHANS_AT, len(orphans) - 1)
+        return index
+
+    def _compressing(self) -> list[int]:
+        return self._arena.batch_states.find_all(COMPRESSING)
+
+    def recover(self, dead_worker: int) -> int:
+        """Make orphans of a dead worker's batches and free what it held for none (supervisor).
+
+        Returns:
+            How many batches now wait for another worker.
+        """
+        with self.lock():
+            compressing = self._compressing()
+            for index in compressing:
+                if self._descriptors.worker(index) == dead_worker:
+                    self._descriptors.set_worker(index, ORPHAN)
+            self._reclaim_stray(dead_worker, compressing)
+            orphans = sum(self._descriptors.worker(index) == ORPHAN for index in compressing)
+            self._arena.memory.store_u64(at.ORPHANS_AT, orphans)
+        return orphans
+
+    def _reclaim_stray(self, dead_worker: int, compressing: list[int]) -> None:
+        arena, descriptors = self._arena, self._descriptors
+        outputs = {
+            block for index in compressing for block in arena.outputs.chain(descriptors.output(index).first_output)
+        }
+        for block in arena.output_states.find_all(owned(OUTPUT_FILLING, dead_worker)):
+            if block not in outputs:
+                arena.output_states.store(block, OUTPUT_FREE)
+        slabs = {block for index in compressing for block in arena.slabs.chain(descriptors.sealed(index).first_slab)}
+        for block in arena.slab_states.find_all(owned(SLAB_COMPRESSING, dead_worker)):
+            if block not in slabs:
+                arena.slab_states.store(block, SLAB_FREE)

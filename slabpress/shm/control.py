@@ -1,0 +1,116 @@
+"""The control block: one page shared by the coordinator, the network process and the workers.
+
+    line 0            stopping word (coordinator)
+    line 1 + slot     one line for each process, written by that process alone: state, sleeping, pid
+
+Slots: 0 the coordinator, 1 the network process, 2.. the workers. It belongs to the set of processes, not to an
+arena: several arenas may be served by one set.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from slabpress._native import Memory
+from slabpress.shm.doorbell import Doorbell
+from slabpress.shm.layout import LINE_BYTES, PAGE_BYTES, WORKERS_MAX, align
+from slabpress.shm.segment import create_segment, map_segment
+
+COORDINATOR: Final = 0
+NETWORK: Final = 1
+FIRST_WORKER: Final = 2
+
+_STOPPING_AT: Final = 0
+_STATE: Final = 0
+_SLEEPING: Final = 4
+_PID: Final = 8
+CONTROL_BYTES: Final = align((1 + FIRST_WORKER + WORKERS_MAX) * LINE_BYTES, PAGE_BYTES)
+
+
+class Control:
+    """One process's mapping of the control block, and everybody's doorbells.
+
+    Args:
+        descriptor: the control block's file descriptor, taken over.
+        bells: one doorbell a slot.
+    """
+
+    def __init__(self, descriptor: int, bells: list[Doorbell]) -> None:
+        self.descriptor = descriptor
+        self.bells = bells
+        self._mapping = map_segment(descriptor, CONTROL_BYTES)
+        self.memory = Memory(self._mapping)
+
+    @classmethod
+    def create(cls, workers: int) -> Control:
+        """A new control block with doorbells for ``workers`` workers."""
+        descriptor = create_segment("control", CONTROL_BYTES)
+        return cls(descriptor, [Doorbell.create() for _ in range(FIRST_WORKER + workers)])
+
+    @property
+    def workers(self) -> range:
+        """The workers' slots."""
+        return range(FIRST_WORKER, len(self.bells))
+
+    @staticmethod
+    def _line(slot: int) -> int:
+        return (1 + slot) * LINE_BYTES
+
+    def state(self, slot: int) -> int:
+        """A process's own word about its life (PROCESS_*)."""
+        return self.memory.load_u32(self._line(slot) + _STATE)
+
+    def set_state(self, slot: int, state: int) -> None:
+        """Write this process's word."""
+        self.memory.store_u32(self._line(slot) + _PID, os.getpid())
+        self.memory.store_u32(self._line(slot) + _STATE, state)
+
+    @property
+    def stopping(self) -> bool:
+        """The coordinator asked everybody to end."""
+        return self.memory.load_u32(_STOPPING_AT) != 0
+
+    def stop(self) -> None:
+        """Ask everybody to end (coordinator), and wake them to hear it."""
+        self.memory.store_u32(_STOPPING_AT, 1)
+        for bell in self.bells[NETWORK:]:
+            bell.ring()
+
+    def is_sleeping(self, slot: int) -> bool:
+        """Whether the process said that it sleeps."""
+        return self.memory.load_u32(self._line(slot) + _SLEEPING) != 0
+
+    def lie_down(self, slot: int) -> None:
+        """Say "I sleep" for this process; look for work once more after this, before waiting."""
+        self.memory.store_u32(self._line(slot) + _SLEEPING, 1)
+        self.memory.fence()
+
+    def get_up(self, slot: int) -> None:
+        """Say "I am awake" for this process (or, supervising, for a dead one)."""
+        self.memory.store_u32(self._line(slot) + _SLEEPING, 0)
+
+    def wake(self, slot: int) -> None:
+        """Ring a process that sleeps. Call it after publishing what it should see."""
+        self.memory.fence()
+        if self.is_sleeping(slot):
+            self.bells[slot].ring()
+
+    def wake_one_worker(self) -> None:
+        """Ring the first worker that sleeps, if any: whoever wakes rings the next while there is work."""
+        self.memory.fence()
+        for slot in self.workers:
+            if self.is_sleeping(slot):
+                self.bells[slot].ring()
+                return
+
+    def close(self) -> None:
+        """Unmap and close every descriptor of this process."""
+        if self.descriptor < 0:
+            return
+        self.memory.release()
+        self._mapping.close()
+        os.close(self.descriptor)
+        self.descriptor = -1
+        for bell in self.bells:
+            bell.close()

@@ -1,0 +1,97 @@
+"""One worker's work on one arena: be admitted to a batch, compress its slabs into its output buffers.
+
+slabs (COMPRESSING) --codec--> output buffers (FILLING)
+publish: output buffers READY, surplus FREE, batch READY   <- from here the network process owns it
+slabs FREE                                                 <- law 7: only after the output is published
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from slabpress.shm import layout as at
+from slabpress.shm.admission import Admission
+from slabpress.shm.arena import Arena
+from slabpress.shm.control import COORDINATOR, NETWORK, Control
+from slabpress.shm.descriptors import Descriptors, Output
+from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
+from slabpress.workers.codecs import make_codec
+
+CODEC_NONE: Final = 0
+
+
+class Compressor:
+    """Compresses the batches of one arena in one worker process.
+
+    Args:
+        arena: the arena.
+        settings: its producer's ``compression_type``, ``compression_level`` and ``largest_batch_bytes``.
+        worker: this worker's index, from 0.
+        control: whom to wake.
+    """
+
+    def __init__(self, arena: Arena, settings: dict[str, Any], worker: int, control: Control) -> None:
+        self._arena = arena
+        self._control = control
+        self._descriptors = Descriptors(arena)
+        self.admission = Admission(arena, worker)
+        self._codec = make_codec(
+            settings["compression_type"], settings["compression_level"], settings["largest_batch_bytes"]
+        )
+        self._counters = at.WORKER_COUNTERS_AT + worker * at.LINE_BYTES
+
+    def work(self) -> bool:
+        """Compress one batch if there is one to be had."""
+        index = self.admission.take()
+        if index is None:
+            return False
+        if self.admission.has_work():
+            self._control.wake_one_worker()
+        started_ns = time.monotonic_ns()
+        raw_bytes, payload_bytes = self._compress(index)
+        self._count(raw_bytes, payload_bytes, (time.monotonic_ns() - started_ns) // 1000)
+        return True
+
+    def _compress(self, index: int) -> tuple[int, int]:
+        arena = self._arena
+        batch = self._descriptors.sealed(index)
+        output = self._descriptors.output(index)
+        chunks = arena.slabs.views(batch.first_slab, batch.raw_bytes)
+        buffers = arena.outputs.views(output.first_output, output.output_count * arena.outputs.block_bytes)
+        payload_bytes = self._codec.compress(chunks, batch.raw_bytes, buffers)
+        codec = self._codec.id
+        if payload_bytes < 0:
+            payload_bytes, codec = batch.raw_bytes, CODEC_NONE
+            copy_stream(chunks, buffers)
+        used = max(1, -(-payload_bytes // arena.outputs.block_bytes))
+        if used < output.output_count:
+            arena.outputs.trim(output.first_output, used)
+        self._descriptors.set_output(index, Output(output.first_output, used, payload_bytes, codec))
+        arena.outputs.mark(output.first_output, OUTPUT_READY)
+        arena.batch_states.store(index, READY)
+        arena.slabs.mark(batch.first_slab, SLAB_FREE)
+        self._control.wake(NETWORK)
+        if arena.memory.load_u64(at.ROOM_WANTED_AT):
+            self._control.wake(COORDINATOR)
+        return batch.raw_bytes, payload_bytes
+
+    def _count(self, raw_bytes: int, payload_bytes: int, busy_us: int) -> None:
+        add = self._arena.memory.add_u64
+        sent_raw = int(payload_bytes == raw_bytes)
+        for place, amount in enumerate((1, raw_bytes, payload_bytes, busy_us, sent_raw)):
+            add(self._counters + 8 * place, amount)
+
+
+def copy_stream(chunks: list[memoryview], buffers: list[memoryview]) -> None:
+    """Copy consecutive chunks into consecutive buffers, whatever their sizes."""
+    target, at_byte = 0, 0
+    for chunk in chunks:
+        done = 0
+        while done < len(chunk):
+            if at_byte == len(buffers[target]):
+                target, at_byte = target + 1, 0
+            part = min(len(chunk) - done, len(buffers[target]) - at_byte)
+            buffers[target][at_byte : at_byte + part] = chunk[done : done + part]
+            at_byte += part
+            done += part
