@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 from mmap import mmap
-from typing import Final
+from typing import Any, Final
 
 from slabpress.records import Headers, Part
 
@@ -54,7 +54,14 @@ class OpenBatch:
     partition: int
     records: int
     bytes: int
+    last_call: int
     def __init__(self, descriptor: int, partition: int) -> None: ...
+
+class RecordHandle:
+    _batch: OpenBatch
+    _index: int
+    _looked: bool
+    def __init__(self, batch: OpenBatch, index: int) -> None: ...
 
 class RecordWriter:
     batch_bytes: int
@@ -88,6 +95,8 @@ class RecordWriter:
         timestamps_ms: Sequence[int | None] | None,
         start: int,
         partition: int,
+        call: int,
+        touched: list[Any],
     ) -> tuple[int, int, int]: ...
 
 def murmur2(data: bytes) -> int: ...

@@ -6,6 +6,7 @@ record is here; everything else is typed Python. Offsets are never written down 
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
@@ -91,7 +92,7 @@ cdef class Memory:
     cdef char *at(self, Py_ssize_t offset, Py_ssize_t length) except NULL:
         if self.base == NULL:
             raise ValueError("the arena was released")
-        if offset < 0 or length < 0 or offset + length > self.size:
+        if offset < 0 or length < 0 or length > self.size or offset > self.size - length:
             raise IndexError(f"offset {offset} + {length} is outside the arena of {self.size} bytes")
         return self.base + offset
 
@@ -161,6 +162,8 @@ cdef class Words:
         """The first index at or after ``start``, going round, whose word is ``value``; -1 if none is."""
         cdef char *base = self.memory.at(self.offset, 4 * self.count)
         cdef Py_ssize_t step, index = start
+        if start < 0 or start >= self.count:
+            raise IndexError(f"word {start} of {self.count}")
         for step in range(self.count):
             if index >= self.count:
                 index -= self.count
@@ -347,6 +350,7 @@ cdef class OpenBatch:
     """
 
     cdef char *position
+    cdef char *fields
     cdef Py_ssize_t room
     cdef uint32_t last_slab
     cdef int64_t base_timestamp
@@ -357,19 +361,40 @@ cdef class OpenBatch:
     cdef readonly int32_t partition
     cdef readonly uint32_t records
     cdef readonly uint64_t bytes
+    cdef public uint64_t last_call
 
     def __init__(self, int32_t descriptor, int32_t partition):
         self.descriptor = descriptor
         self.partition = partition
         self.position = NULL
+        self.fields = NULL
         self.room = 0
         self.slabs = 0
         self.first_slab = C_NONE
         self.last_slab = C_NONE
         self.records = 0
         self.bytes = 0
+        self.last_call = 0
         self.base_timestamp = 0
         self.max_timestamp = 0
+
+
+cdef class RecordHandle:
+    """Which record of which batch. Subclassed in pipeline/; made once a record, so making it is native.
+
+    Args:
+        batch: the batch.
+        index: the record's place in it, from 0.
+    """
+
+    cdef readonly OpenBatch _batch
+    cdef readonly Py_ssize_t _index
+    cdef public bint _looked
+
+    def __cinit__(self, OpenBatch batch not None, Py_ssize_t index):
+        self._batch = batch
+        self._index = index
+        self._looked = False
 
 
 cdef struct Piece:
@@ -400,6 +425,23 @@ cdef inline char *write_varint(char *out, int64_t value) noexcept nogil:
         out += 1
     out[0] = <char>(<unsigned char>zigzag)
     return out + 1
+
+
+cdef inline char *write_head(char *out, uint64_t body, int64_t delta, uint32_t offset,
+                             Py_ssize_t key_size) noexcept nogil:
+    """A record from its length to its key's length."""
+    out = write_varint(out, <int64_t>body)
+    out[0] = 0  # attributes: none are defined
+    out = write_varint(out + 1, delta)
+    out = write_varint(out, offset)
+    return write_varint(out, key_size)
+
+
+cdef inline char *write_bytes(char *out, const char *data, Py_ssize_t size) noexcept nogil:
+    if size <= 0:
+        return out
+    memcpy(out, data, size)
+    return out + size
 
 
 cdef inline void let_go(Piece *piece) noexcept:
@@ -510,8 +552,9 @@ cdef class RecordWriter:
             raise OverflowError(self.too_large_bytes)
         return size
 
+    @cython.boundscheck(True)  # the caller's lists may shrink while it waits for room
     def append_many(self, list batches not None, values not None, keys, headers, timestamps_ms,
-                    Py_ssize_t start, int32_t partition):
+                    Py_ssize_t start, int32_t partition, uint64_t call, list touched not None):
         """Append records ``start`` .. len(values)-1 until one does not fit.
 
         Args:
@@ -523,6 +566,8 @@ cdef class RecordWriter:
             start: the first record to append.
             partition: where the records go; -1: by the key as Java's default partitioner does (every record
                 needs a key then).
+            call: a number that no other call has.
+            touched: gets every batch that this call writes to for the first time.
 
         Returns:
             (index of the first record that was not appended, why it stopped, the partition it stopped at).
@@ -564,6 +609,9 @@ cdef class RecordWriter:
                 if size == 0:
                     return index, STOPPED_BATCH_FULL, target
                 return index, (STOPPED_NO_SLAB if size == -1 else STOPPED_TOO_LARGE), target
+            if (<OpenBatch>slot).last_call != call:
+                (<OpenBatch>slot).last_call = call
+                touched.append(slot)
         return count, ALL_APPENDED, target
 
     cdef Py_ssize_t encode(self, OpenBatch batch, object key, object value, list headers,
@@ -577,7 +625,11 @@ cdef class RecordWriter:
         cdef char *end
         key_piece.held = False
         value_piece.held = False
-        self.memory.at(0, 1)  # raises if the arena was released: the cursor would point nowhere
+        if self.memory.base == NULL:
+            raise ValueError("the arena was released")  # the cursor would point nowhere
+        if batch.fields == NULL:
+            batch.fields = self.memory.at(
+                self.descriptors + <Py_ssize_t>batch.descriptor * self.descriptor_bytes, self.descriptor_bytes)
         try:
             grab(key, &key_piece, "key")
             grab(value, &value_piece, "value")
@@ -598,19 +650,21 @@ cdef class RecordWriter:
             if <Py_ssize_t>total > batch.room and not self.extend(batch, <Py_ssize_t>total):
                 return -1
 
-            end = write_varint(small, <int64_t>body)
-            end[0] = 0  # attributes: none are defined
-            end = write_varint(end + 1, delta)
-            end = write_varint(end, batch.records)
-            end = write_varint(end, key_piece.size)
-            self.put(batch, small, end - small)
-            self.put(batch, key_piece.data, key_piece.size)
-            self.put(batch, small, write_varint(small, value_piece.size) - small)
-            self.put(batch, value_piece.data, value_piece.size)
-            if headers is None:
-                small[0] = 0
-                self.put(batch, small, 1)
+            if headers is None and <Py_ssize_t>total <= batch.room:
+                # Nearly every record: within one slab, at the cursor, with nothing that can fail.
+                end = write_head(batch.position, body, delta, batch.records, key_piece.size)
+                end = write_bytes(end, key_piece.data, key_piece.size)
+                end = write_varint(end, value_piece.size)
+                end = write_bytes(end, value_piece.data, value_piece.size)
+                end[0] = 0  # no headers
+                batch.position += total
+                batch.room -= total
             else:
+                end = write_head(small, body, delta, batch.records, key_piece.size)
+                self.put(batch, small, end - small)
+                self.put(batch, key_piece.data, key_piece.size)
+                self.put(batch, small, write_varint(small, value_piece.size) - small)
+                self.put(batch, value_piece.data, value_piece.size)
                 self.put_headers(batch, headers)
             self.commit(batch, timestamp, total)
             return <Py_ssize_t>total
@@ -622,6 +676,8 @@ cdef class RecordWriter:
         cdef char small[16]
         cdef Piece piece
         piece.held = False
+        if headers is None:
+            headers = []
         self.put(batch, small, write_varint(small, len(headers)) - small)
         for name, value in headers:
             # header_pairs has made every part bytes or None: nothing here can fail or hold a buffer.
@@ -649,16 +705,12 @@ cdef class RecordWriter:
             batch.last_slab = first
             batch.position = self.memory.at(self.slabs.data + <Py_ssize_t>first * block, block)
             batch.room = block
-            sp_store32(self.field(batch, self.first_slab_at), first)
+            sp_store32(batch.fields + self.first_slab_at, first)
         else:
             nexts[batch.last_slab] = first
         batch.slabs += <uint32_t>wanted
-        sp_store32(self.field(batch, self.slab_count_at), batch.slabs)
+        sp_store32(batch.fields + self.slab_count_at, batch.slabs)
         return True
-
-    cdef char *field(self, OpenBatch batch, Py_ssize_t offset) except NULL:
-        return self.memory.at(
-            self.descriptors + <Py_ssize_t>batch.descriptor * self.descriptor_bytes + offset, 8)
 
     cdef int put(self, OpenBatch batch, const char *data, Py_ssize_t size) except -1:
         """Copy bytes to the cursor, on to the chain's next slab where one ends. ``extend`` made the room."""
@@ -683,20 +735,19 @@ cdef class RecordWriter:
             size -= part
         return 0
 
-    cdef int commit(self, OpenBatch batch, int64_t timestamp, uint64_t total) except -1:
+    cdef void commit(self, OpenBatch batch, int64_t timestamp, uint64_t total) noexcept:
         """Make the record that was just written part of the batch: one release store."""
         if batch.records == 0:
             batch.base_timestamp = timestamp
             batch.max_timestamp = timestamp
-            sp_store64(self.field(batch, self.base_timestamp_at), <uint64_t>timestamp)
-            sp_store64(self.field(batch, self.max_timestamp_at), <uint64_t>timestamp)
+            sp_store64(batch.fields + self.base_timestamp_at, <uint64_t>timestamp)
+            sp_store64(batch.fields + self.max_timestamp_at, <uint64_t>timestamp)
         elif timestamp > batch.max_timestamp:
             batch.max_timestamp = timestamp
-            sp_store64(self.field(batch, self.max_timestamp_at), <uint64_t>timestamp)
+            sp_store64(batch.fields + self.max_timestamp_at, <uint64_t>timestamp)
         batch.records += 1
         batch.bytes += total
-        sp_store64(self.field(batch, self.commit_at), (batch.bytes << 32) | batch.records)
-        return 0
+        sp_store64(batch.fields + self.commit_at, (batch.bytes << 32) | batch.records)
 
 
 cdef int64_t read_timestamp(object timestamp_ms) except -1:
@@ -718,10 +769,12 @@ cdef list header_pairs(object headers):
         raise RecordTypeError(f"headers must be a sequence of (name, value) pairs, not {type(headers).__name__}")
     cdef list pairs = []
     try:
-        entries = list(headers)
+        # What is its own iterator can be read once only, and a record that finds its batch full is encoded twice.
+        entries = None if iter(headers) is headers else list(headers)
     except TypeError:
-        raise RecordTypeError(
-            f"headers must be a sequence of (name, value) pairs, not {type(headers).__name__}") from None
+        entries = None
+    if entries is None:
+        raise RecordTypeError(f"headers must be a sequence of (name, value) pairs, not {type(headers).__name__}")
     for entry in entries:
         if not isinstance(entry, (tuple, list)) or len(entry) != 2:
             raise RecordTypeError(f"a header must be a (name, value) pair, not {entry!r:.80}")
@@ -790,6 +843,8 @@ cdef uint32_t murmur2_of(const unsigned char *data, Py_ssize_t size) noexcept no
 cdef int32_t partition_of(object key, Py_ssize_t partitions) except -1:
     cdef Piece piece
     cdef uint32_t positive
+    if partitions < 1:
+        raise ValueError(f"partitions is {partitions}: at least 1")
     grab(key, &piece, "key")
     positive = murmur2_of(<const unsigned char *>piece.data, piece.size) & 0x7FFFFFFF
     let_go(&piece)
@@ -803,6 +858,4 @@ def murmur2(bytes data not None):
 
 def partition_for_key(key not None, Py_ssize_t partitions):
     """The partition (0 .. partitions-1) that Java's default partitioner gives this key."""
-    if partitions < 1:
-        raise ValueError(f"partitions is {partitions}: at least 1")
     return partition_of(key, partitions)

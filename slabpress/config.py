@@ -26,7 +26,7 @@ _SERVER: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]]
 SLAB_BYTES_MIN: Final = 1024
 SLAB_BYTES_MAX: Final = 1 << 20
 BATCH_BYTES_DEFAULT: Final = 256 * 1024
-SLABS_PER_ARENA: Final = 1024
+SLABS_PER_ARENA: Final = 2048
 MAX_MILLISECONDS: Final = 2**31 - 1
 
 Milliseconds = Annotated[int, Meta(ge=0, le=MAX_MILLISECONDS)]
@@ -125,6 +125,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             values["acks"] = _acks(values["acks"])
         if values.get("workers") == "auto":
             values["workers"] = 0
+        if values.get("compression_type", "none") not in LEVELS:
+            choices = ", ".join(list(LEVELS)[:-1]) + f" or {list(LEVELS)[-1]}"
+            raise ConfigError(f"compression_type is {values['compression_type']!r}: it must be {choices}")
         for name in _SIZES:
             if name in values:
                 values[name] = _size(name, values[name])

@@ -53,11 +53,11 @@ def _quota_of(folder: Path) -> float | None:
         else:
             quota = (folder / "cpu.cfs_quota_us").read_text().strip()
             period = (folder / "cpu.cfs_period_us").read_text().strip()
-    except (OSError, ValueError):
+        if quota == "max" or int(quota) <= 0:
+            return None
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
         return None
-    if quota == "max" or int(quota) <= 0:
-        return None
-    return int(quota) / int(period)
 
 
 def memory_available_bytes(
@@ -81,15 +81,17 @@ def _cgroup_room(folder: Path) -> int | None:
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            limit = (folder / limit_name).read_text().strip()
-            used = int((folder / usage_name).read_text())
+            text = (folder / limit_name).read_text().strip()
+            if text == "max":
+                return None
+            limit, used = int(text), int((folder / usage_name).read_text())
         except (OSError, ValueError):
             continue
-        if limit == "max" or int(limit) >= 1 << 60:
+        if limit >= 1 << 60:  # version 1 writes "no limit" as a number
             return None
         # Page cache counts as used and is given back on demand, so usage understates the room; a limit that is
         # smaller than the arena is certain.
-        return max(0, int(limit) - _anonymous_bytes(folder, used))
+        return max(0, limit - _anonymous_bytes(folder, used))
     return None
 
 

@@ -136,7 +136,7 @@ def _geometry(config: Config) -> Geometry:
 
 
 def automatic_slab_bytes(buffer_memory: int) -> int:
-    """A power of two, about a thousandth of the arena, between 4 KiB and 64 KiB."""
+    """A power of two, about a two-thousandth of the arena, between 4 KiB and 64 KiB."""
     share = max(1, buffer_memory // SLABS_PER_ARENA)
     return min(_SLAB_BYTES_MOST, max(_SLAB_BYTES_LEAST, 1 << (share.bit_length() - 1)))
 

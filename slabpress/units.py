@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -35,7 +36,10 @@ def parse_bytes(text: str | int) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError(f"{text!r} is not a size: write a number of bytes, or one with KiB, MiB or GiB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    number = float(match[1]) * _UNITS[match[2].lower()]
+    if math.isinf(number):
+        raise ValueError(f"a size of {len(match[1])} digits is more than any machine has")
+    return int(number)
 
 
 def format_bytes(count: int) -> str:

@@ -1,0 +1,1 @@
+"""The command line: ``slabpress send``, ``slabpress plan``, ``slabpress demo``."""

@@ -1,1 +1,1 @@
-"""The network process: metadata, connections, Produce requests."""
+"""The network process: connections, metadata, in-flight state, produce."""

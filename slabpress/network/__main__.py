@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import sys
 import time
+from collections.abc import Iterator
+from types import ModuleType
+
+
+@contextlib.contextmanager
+def without_unused_imports() -> Iterator[None]:
+    """Spare this process what kio imports for others.
+
+    It imports asyncio to name one type of it (6 MB with ssl), and registers strategies with hypothesis wherever
+    that is installed (25 MB). Both can be imported again afterwards.
+    """
+    stand_in = ModuleType("asyncio")
+    stand_in.StreamWriter = object  # type: ignore[attr-defined]
+    stand_ins = {"asyncio": stand_in, "hypothesis": None}
+    spared = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(spared)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in spared:
+            del sys.modules[name]
 
 
 def main() -> int:
     """Serve until the coordinator says stop or is gone."""
-    # kio registers strategies with hypothesis wherever that can be imported, which costs 25 MB here.
-    sys.modules.setdefault("hypothesis", None)  # type: ignore[arg-type]
-    from slabpress.network.loop import Loop
+    with without_unused_imports():
+        from slabpress.network.loop import Loop
     from slabpress.network.settings import NetworkSettings
     from slabpress.shm.handover import Child
 
     child = Child.receive(sys.argv)
     settings = NetworkSettings.of(child.settings)
-    loop = Loop(
-        child.control, child.slot, child.arenas, settings, child.watched, time.monotonic_ns, random.random
-    )
+    loop = Loop(child.control, child.slot, child.arenas, settings, child.watched, time.monotonic_ns, random.random)
     loop.start()
     # What lives now lives until the end: the collector need not look at it again.
     gc.collect()

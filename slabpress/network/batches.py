@@ -99,10 +99,7 @@ class ArenaBatches:
             self._cursor += 1
             # The ring's first entry is seal number 1. One that does not match, or is DONE, is of a batch that
             # a predecessor ended.
-            if (
-                self._descriptors.seal_number(index) == self._cursor
-                and SEALED <= arena.batch_states.load(index) < DONE
-            ):
+            if self._descriptors.seal_number(index) == self._cursor and SEALED <= arena.batch_states.load(index) < DONE:
                 yield self._batch(index, self._cursor)
 
     def _batch(self, index: int, seal_number: int) -> Batch:

@@ -13,10 +13,10 @@ from typing import Final, NamedTuple, Protocol
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.connection import Answer, Connection, InFlight, NegotiationError, State
-from slabpress.network.messages import WireError
 from slabpress.network.resolver import Resolved, Resolver
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.transport import BUFFERS_MAX, Endpoint, TcpTransport
+from slabpress.network.wire import UnreadableError, WireError
 
 _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
@@ -25,13 +25,13 @@ _WRITE: Final = selectors.EVENT_WRITE
 class Owner(Protocol):
     """Who is told what happens on a broker's connection."""
 
-    def became_ready(self, broker: Broker, now: int) -> None:
+    def became_ready(self, broker: Broker) -> None:
         """The handshake has ended; requests may be sent."""
 
     def answered(self, broker: Broker, answer: Answer, now: int) -> None:
         """A response came. May raise WireError: then the connection is closed and the request is lost."""
 
-    def handed_over(self, broker: Broker, request: InFlight, now: int) -> None:
+    def handed_over(self, request: InFlight, now: int) -> None:
         """All bytes of a request that has no response are in the kernel."""
 
     def lost(self, broker: Broker, requests: list[InFlight], now: int) -> None:
@@ -66,7 +66,7 @@ class Broker:
         muted_until_ns: nothing is sent before (KIP-219).
         last_error: why there is no connection, in words.
         retired: the cluster does not name it any more.
-        connects: how many connections were tried.
+        established: how many connections became ready.
     """
 
     def __init__(self, node: int, host: str, port: int, tools: Tools) -> None:
@@ -79,13 +79,15 @@ class Broker:
         self.muted_until_ns = 0
         self.last_error = ""
         self.retired = False
-        self.connects = 0
+        self.established = 0
         self._tools = tools
         self._transport: TcpTransport | None = None
         self._endpoints: deque[Endpoint] = deque()
         self._endpoint: Endpoint | None = None
+        self._lookups = 0
         self._resolving = False
         self._plain = False
+        self._flexible = True
         self._setup_deadline_ns = 0
         self._mask = 0
 
@@ -122,9 +124,9 @@ class Broker:
 
     def connect(self, now: int) -> None:
         """Begin to connect; what becomes of it is told to the owner."""
-        self.connects += 1
+        self._lookups += 1
         self._start_setup_clock(now)
-        self._endpoints = deque(self._tools.resolver.start((self, self.connects), self.host, self.port))
+        self._endpoints = deque(self._tools.resolver.start((self, self._lookups), self.host, self.port))
         if self._endpoints:
             self._try_next_address(now)
         else:
@@ -132,7 +134,7 @@ class Broker:
 
     def resolved(self, result: Resolved, now: int) -> None:
         """The name lookup has ended."""
-        if not self._resolving or result.token != (self, self.connects):
+        if not self._resolving or result.asker != (self, self._lookups):
             return
         self._resolving = False
         self._endpoints = deque(result.endpoints)
@@ -153,8 +155,11 @@ class Broker:
             except OSError as error:
                 self.last_error = error_words(error)
                 continue
+            except OverflowError:
+                self.last_error = f"port {self.port} does not exist"
+                continue
             self.connection = Connection(
-                settings.client_id, settings.request_timeout_ms * NS_PER_MS, plain=self._plain
+                settings.client_id, settings.request_timeout_ms * NS_PER_MS, plain=self._plain, flexible=self._flexible
             )
             self._start_setup_clock(now)
             self._mask = _WRITE
@@ -184,6 +189,7 @@ class Broker:
         except NegotiationError as error:
             self._close(str(error), now, ask_plain=True)
         except WireError as error:
+            self._distrust(error)
             self._close(str(error), now)
         except OSError as error:
             self._close(error_words(error), now, ask_plain=connection.state is State.NEGOTIATING)
@@ -202,15 +208,21 @@ class Broker:
                 try:
                     self._tools.owner.answered(self, answer, now)
                 except WireError as error:
+                    self._distrust(error)
                     self._close(str(error), now, also=[answer.request])
                     return
             if connection.state is State.READY and not was_ready:
                 self.failures = 0
                 self.last_error = ""
-                self._tools.owner.became_ready(self, now)
+                self.established += 1
+                self._tools.owner.became_ready(self)
             self.flush(now)
             if count < len(buffer):
                 return
+
+    def _distrust(self, error: WireError) -> None:
+        """A response that does not parse may do so in an older version; without this it would come for ever."""
+        self._flexible = self._flexible and not isinstance(error, UnreadableError)
 
     def _ended(self, connection: Connection, now: int) -> None:
         """The broker closed the connection: quietly while it was idle, which brokers do after a while."""
@@ -230,7 +242,7 @@ class Broker:
             while buffers := connection.buffers(BUFFERS_MAX):
                 count = transport.send(buffers)
                 for request in connection.sent(count, now):
-                    self._tools.owner.handed_over(self, request, now)
+                    self._tools.owner.handed_over(request, now)
                 if count < sum(map(len, buffers)):
                     break
         except OSError as error:
@@ -278,9 +290,7 @@ class Broker:
         self.retry_at_ns = now + self._tools.reconnect_backoff.delay_ns(1)
         self._tools.owner.lost(self, lost, now)
 
-    def _close(
-        self, why: str, now: int, *, ask_plain: bool = False, also: list[InFlight] | None = None
-    ) -> None:
+    def _close(self, why: str, now: int, *, ask_plain: bool = False, also: list[InFlight] | None = None) -> None:
         """The connection failed. The socket is closed before anything is said of its requests (law 7)."""
         was_connecting = self.connection is not None and self.connection.state is State.CONNECTING
         lost = (also or []) + self._shut()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slabpress.network.broker import Broker, Tools
-from slabpress.network.messages import BrokerAddress
 from slabpress.network.resolver import split_address
+from slabpress.network.wire import BrokerAddress
 
 
 class Brokers:
@@ -69,7 +69,8 @@ class Brokers:
 
         When every known broker has failed, the bootstrap servers have failed less and are next.
         """
-        if any(broker.is_setting_up or broker.is_ready for broker in self):
+        # One that failed before may be failing again, slowly: it does not keep others from being tried.
+        if any(broker.is_ready or (broker.is_setting_up and not broker.failures) for broker in self):
             return
         candidates = [broker for broker in self if broker.can_connect(now) and not broker.retired]
         if candidates:
@@ -79,6 +80,11 @@ class Brokers:
     def any_ready(self) -> bool:
         """Whether some connection works."""
         return any(broker.is_ready for broker in self)
+
+    @property
+    def none_reachable(self) -> bool:
+        """Whether nobody can be asked: no connection works, and every broker that is known has failed."""
+        return not self.any_ready and all(broker.failures for broker in self._known.values())
 
     def next_retry_ns(self) -> int | None:
         """When the next broker may be connected to."""

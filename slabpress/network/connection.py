@@ -19,14 +19,13 @@ from slabpress.network.messages import (
     API_VERSIONS,
     METADATA,
     PRODUCE,
-    Request,
-    WireError,
     common_version,
     correlation_id_of,
     decode_api_versions,
     encode_api_versions,
     error_name,
 )
+from slabpress.network.wire import Request, WireError
 
 FRAME_MAX: Final = 64 * 1024 * 1024
 _LENGTH_BYTES: Final = 4
@@ -90,6 +89,7 @@ class Connection:
     Args:
         client_id: sent with every request.
         plain: ask for ApiVersions version 0 at once, because version 3 confused this broker before.
+        flexible: use versions with tagged fields; not so with a broker that sent one that kio cannot pass over.
         timeout_ns: a request's time until its response.
 
     Attributes:
@@ -98,13 +98,14 @@ class Connection:
         last_used_ns: when something last went out or came in.
     """
 
-    def __init__(self, client_id: str, timeout_ns: int, *, plain: bool) -> None:
+    def __init__(self, client_id: str, timeout_ns: int, *, plain: bool, flexible: bool = True) -> None:
         self.client_id = client_id
         self.state = State.CONNECTING
         self.versions: dict[int, int] = {}
         self.last_used_ns = 0
         self._timeout_ns = timeout_ns
         self._asked = 0 if plain else _FIRST_VERSIONS_ASKED
+        self._flexible = flexible
         self._next_id = 0
         self._in_flight: deque[InFlight] = deque()
         self._outgoing: deque[_Outgoing] = deque()
@@ -152,9 +153,7 @@ class Connection:
         self._next_id = (self._next_id + 2) & _CORRELATION_MASK
         return self._next_id | int(unanswered)
 
-    def send(
-        self, request: Request, correlation_id: int, api: int, version: int, context: object, now: int
-    ) -> None:
+    def send(self, request: Request, correlation_id: int, api: int, version: int, context: object, now: int) -> None:
         """Queue a request that was encoded with this correlation id."""
         entry = InFlight(correlation_id, api, version, context, now + self._timeout_ns)
         unanswered = bool(correlation_id & 1)
@@ -223,6 +222,9 @@ class Connection:
         """The request that a response belongs to (Kafka answers in order); None for one that needs none."""
         correlation_id = correlation_id_of(frame)
         if self._in_flight and self._in_flight[0].correlation_id == correlation_id:
+            if any(waiting.request is self._in_flight[0] for waiting in self._outgoing):
+                # Its batches' buffers would be freed while the kernel still takes bytes from them (law 7).
+                raise WireError("a response before its request was sent")
             return Answer(self._in_flight.popleft(), frame)
         if correlation_id & 1 and 0 < correlation_id <= self._next_id + 1:
             return None
@@ -242,17 +244,16 @@ class Connection:
         if answer.error != 0:
             raise NegotiationError(f"ApiVersions v{self._asked} failed: {error_name(answer.error)}")
         for api in (PRODUCE, METADATA):
-            version = common_version(api, answer.ranges)
+            version = common_version(api, answer.ranges, flexible=self._flexible)
             if version is not None:
                 self.versions[api] = version
         self._become(State.READY)
 
     def close(self) -> list[InFlight]:
-        """Nothing more comes or goes; the requests that have no answer, in the order of sending."""
+        """Nothing more comes or goes; the requests that were not answered."""
         self.state = State.CLOSED
-        lost = {entry.correlation_id: entry for entry in self._in_flight}
-        lost.update((waiting.request.correlation_id, waiting.request) for waiting in self._outgoing)
+        lost = [*self._in_flight, *(waiting.request for waiting in self._outgoing if waiting.unanswered)]
         self._in_flight.clear()
         self._outgoing.clear()
         self._received.clear()
-        return list(lost.values())
+        return lost

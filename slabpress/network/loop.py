@@ -75,9 +75,7 @@ class Loop:
         self.refresher = Refresher(
             self.arenas, self.cluster, self.brokers, self.queues, settings.metadata_max_age_ms, retry_backoff
         )
-        self.producing = Producing(
-            settings, self.arenas, self.queues, self.cluster, retry_backoff, self._why_waiting
-        )
+        self.producing = Producing(settings, self.arenas, self.queues, self.cluster, retry_backoff, self._why_waiting)
 
     def start(self) -> None:
         """Take over what a predecessor left."""
@@ -149,7 +147,7 @@ class Loop:
 
     def _write_report(self) -> None:
         """While no broker can be reached, say why; the coordinator quotes it."""
-        report = "" if self.cluster.brokers and self.brokers.any_ready else self.brokers.bootstrap_report()
+        report = self.brokers.bootstrap_report() if self.brokers.none_reachable else ""
         if report == self._report:
             return
         self._report = report
@@ -181,6 +179,8 @@ class Loop:
         times = [self.queues.next_time_ns(), *(broker.deadline_ns() for broker in self.brokers)]
         schedule = self.refresher.schedule
         if schedule.is_due(now):
+            if self.brokers.for_metadata(now) is not None:
+                return 0.0
             # It could not be sent: somebody is being connected to, muted or busy, or may be tried again later.
             times.append(self.brokers.next_retry_ns())
             times.extend(broker.muted_until_ns for broker in self.brokers if broker.is_ready)
@@ -199,8 +199,8 @@ class Loop:
         if error:
             return f"metadata says {error_name(error)}"
         if queue.leader is None:
-            report = self.brokers.bootstrap_report()
-            return report if report and not self.brokers.any_ready else "the partition has no leader"
+            report = self.brokers.bootstrap_report() if self.brokers.none_reachable else ""
+            return report or "the partition has no leader"
         broker = self.brokers.get(queue.leader)
         if broker is not None and broker.last_error:
             return f"leader {broker.node} at {broker}: {broker.last_error}"
@@ -208,9 +208,9 @@ class Loop:
 
     # The owner's side of Broker.
 
-    def became_ready(self, broker: Broker, now: int) -> None:
+    def became_ready(self, broker: Broker) -> None:
         """Count connections after the first."""
-        if broker.connects > 1:
+        if broker.established > 1:
             self.arenas[0].count("reconnects")
 
     def answered(self, broker: Broker, answer: Answer, now: int) -> None:
@@ -230,7 +230,7 @@ class Loop:
             broker.mute(throttle_ms, now)
             self.arenas[0].count("throttle_ms", throttle_ms)
 
-    def handed_over(self, broker: Broker, request: InFlight, now: int) -> None:
+    def handed_over(self, request: InFlight, now: int) -> None:
         """Finish the batches of an acks=0 request."""
         if isinstance(request.context, ProduceContext):
             self.producing.handed_over(request.context, now)
@@ -243,5 +243,7 @@ class Loop:
                 self.producing.lost(request.context, why, now)
             elif isinstance(request.context, MetadataContext):
                 self.refresher.lost(now)
-        if broker.last_error and not broker.retired and broker.node >= 0:
+        # With acks=0 a closed connection is the only way to hear that a leader has moved.
+        deaf = any(arena.acks == 0 for arena in self.arenas)
+        if (broker.last_error or deaf) and not broker.retired and broker.node >= 0:
             self.refresher.schedule.soon(now)

@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import importlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -21,12 +21,28 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 from kio.serial.errors import SerialError
 
+from slabpress.network.wire import (
+    BrokerAddress,
+    MetadataAnswer,
+    PartitionLeader,
+    ProduceAnswer,
+    ProduceResult,
+    ProduceTopic,
+    RecordBytes,
+    Request,
+    TopicMetadata,
+    UnreadableError,
+    VersionsAnswer,
+    WireError,
+)
+
 PRODUCE: Final = 0
 METADATA: Final = 3
 API_VERSIONS: Final = 18
 
 # What we speak. ApiVersions stops at 3: Azure Event Hubs resets the connection on 4 (franz-go's changelog).
 SPOKEN: Final[dict[int, tuple[int, int]]] = {PRODUCE: (3, 13), METADATA: (1, 13), API_VERSIONS: (0, 3)}
+_FIRST_FLEXIBLE: Final = {PRODUCE: 9, METADATA: 9, API_VERSIONS: 3}
 _MODULES: Final = {PRODUCE: "produce", METADATA: "metadata", API_VERSIONS: "api_versions"}
 
 FIRST_PRODUCE_WITH_ZSTD: Final = 7
@@ -37,27 +53,6 @@ SOFTWARE_NAME: Final = "slabpress"
 SOFTWARE_VERSION: Final = "0.1.0"
 
 _ZERO_ID: Final = UUID(int=0)
-
-
-class WireError(Exception):
-    """What came over the wire is not what Kafka would send; the connection is of no further use."""
-
-
-class RecordBytes:
-    """The records field of one partition: a batch header and views of output buffers, never joined.
-
-    kio types the field as bytes, but its writers only take its length and hand it to ``write``: the one cast
-    of this package is that this class stands for bytes there.
-    """
-
-    __slots__ = ("parts", "size")
-
-    def __init__(self, parts: Sequence[memoryview], size: int) -> None:
-        self.parts = parts
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
 
 
 class _Parts:
@@ -86,94 +81,6 @@ class _Parts:
             self.small = bytearray()
 
 
-class Request(NamedTuple):
-    """An encoded request: frame length, header and body, as parts to be sent one after the other."""
-
-    parts: list[memoryview]
-    size: int
-
-
-class ProducePartition(NamedTuple):
-    """One batch of a Produce request."""
-
-    partition: int
-    records: RecordBytes
-
-
-class ProduceTopic(NamedTuple):
-    """The batches of one topic; ``topic_id`` is used from version 13 on instead of the name."""
-
-    name: str
-    topic_id: UUID | None
-    partitions: list[ProducePartition]
-
-
-class ProduceResult(NamedTuple):
-    """What the broker says of one batch. Times in ms since the epoch, -1 where there is none.
-
-    ``leader`` and ``leader_epoch`` are KIP-951's hint, -1 where there is none.
-    """
-
-    topic: str | UUID
-    partition: int
-    error: int
-    base_offset: int
-    append_time_ms: int
-    record_errors: list[tuple[int, str]]
-    error_message: str
-    leader: int
-    leader_epoch: int
-
-
-class BrokerAddress(NamedTuple):
-    """Where the cluster says that a broker listens."""
-
-    node: int
-    host: str
-    port: int
-
-
-class ProduceAnswer(NamedTuple):
-    """A Produce response. ``brokers`` are the addresses of hinted leaders (KIP-951)."""
-
-    throttle_ms: int
-    results: list[ProduceResult]
-    brokers: list[BrokerAddress]
-
-
-class PartitionLeader(NamedTuple):
-    """A partition of a Metadata response; ``leader`` is -1 where there is none, ``epoch`` -1 before v7."""
-
-    partition: int
-    leader: int
-    epoch: int
-
-
-class TopicMetadata(NamedTuple):
-    """A topic of a Metadata response."""
-
-    name: str
-    topic_id: UUID | None
-    error: int
-    partitions: list[PartitionLeader]
-
-
-class MetadataAnswer(NamedTuple):
-    """A Metadata response."""
-
-    throttle_ms: int
-    error: int
-    brokers: list[BrokerAddress]
-    topics: list[TopicMetadata]
-
-
-class VersionsAnswer(NamedTuple):
-    """An ApiVersions response: the error, and (lowest, highest) version of each API."""
-
-    error: int
-    ranges: dict[int, tuple[int, int]]
-
-
 def error_name(code: int) -> str:
     """Kafka's name of an error code, such as NOT_ENOUGH_REPLICAS."""
     return ErrorCode(code).name.upper()
@@ -184,8 +91,13 @@ def is_retriable(code: int) -> bool:
     return ErrorCode(code).retriable
 
 
-def common_version(api: int, ranges: dict[int, tuple[int, int]]) -> int | None:
+def common_version(api: int, ranges: dict[int, tuple[int, int]], *, flexible: bool = True) -> int | None:
     """The highest version of an API that both sides speak, None if there is none.
+
+    Args:
+        api: which API.
+        ranges: what the broker offers.
+        flexible: whether versions with tagged fields will do.
 
     The lowest version a broker offers is no sign of what it accepts: Kafka 4 offers Produce from 0 and refuses
     0 to 2 (KAFKA-18659), so only the highest common one is ever used.
@@ -193,6 +105,8 @@ def common_version(api: int, ranges: dict[int, tuple[int, int]]) -> int | None:
     if api not in ranges:
         return None
     lowest, highest = SPOKEN[api]
+    if not flexible:
+        highest = min(highest, _FIRST_FLEXIBLE[api] - 1)
     theirs_lowest, theirs_highest = ranges[api]
     version = min(highest, theirs_highest)
     return version if version >= max(lowest, theirs_lowest) else None
@@ -286,8 +200,7 @@ def encode_produce(
             topic_type(
                 **({"topic_id": topic.topic_id} if with_ids else {"name": topic.name}),
                 partition_data=tuple(
-                    partition_type(index=partition, records=records)
-                    for partition, records in topic.partitions
+                    partition_type(index=partition, records=records) for partition, records in topic.partitions
                 ),
             )
             for topic in topics
@@ -308,8 +221,9 @@ def _decode(api: int, version: int, frame: bytes) -> Any:
     try:
         _, used = types.read_header(frame, 0)
         return types.read_response(frame, used)[0]
-    except (SerialError, ValueError, OverflowError, TypeError) as error:
-        raise WireError(f"{_MODULES[api]} response v{version} does not parse: {error}") from error
+    except (SerialError, ValueError, OverflowError, TypeError, KeyError) as error:
+        # KeyError: kio 0.6 stops at a tagged field that it does not know, which Kafka says to pass over.
+        raise UnreadableError(f"{_MODULES[api]} response v{version} does not parse: {error}") from error
 
 
 def decode_api_versions(version: int, frame: bytes) -> VersionsAnswer:
@@ -382,7 +296,7 @@ def _produce_result(topic: str | UUID, partition: Any) -> ProduceResult:
 def decode_produce(version: int, frame: bytes) -> ProduceAnswer:
     """Read a Produce response; from version 13 on its topics are ids."""
     body = _decode(PRODUCE, version, frame)
-    results = []
+    results: list[ProduceResult] = []
     for topic in body.responses or ():
         name = topic.topic_id if version >= FIRST_PRODUCE_WITH_TOPIC_IDS else topic.name
         results.extend(_produce_result(name, partition) for partition in topic.partition_responses or ())

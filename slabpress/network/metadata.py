@@ -7,7 +7,7 @@ from typing import Final
 from uuid import UUID
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
-from slabpress.network.messages import BrokerAddress, MetadataAnswer, TopicMetadata
+from slabpress.network.wire import BrokerAddress, MetadataAnswer, TopicMetadata
 
 NO_LEADER: Final = -1
 
@@ -76,9 +76,7 @@ class Cluster:
         known = self.topics.get(topic)
         return None if known is None else known.topic_id
 
-    def hint(
-        self, topic: str, partition: int, leader: int, epoch: int, brokers: Iterable[BrokerAddress]
-    ) -> bool:
+    def hint(self, topic: str, partition: int, leader: int, epoch: int, brokers: Iterable[BrokerAddress]) -> bool:
         """Take the leader that a Produce response named (KIP-951); whether it is news."""
         known = self.topics.get(topic)
         if known is None or epoch <= known.leaders.get(partition, (NO_LEADER, -1))[1]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from slabpress.network.messages import ProduceResult, error_name, is_retriable
+from slabpress.network.messages import error_name, is_retriable
+from slabpress.network.wire import ProduceResult
 from slabpress.results import DELIVERED, EXPIRED_SENT, EXPIRED_UNSENT, LOCAL_NAMES, PROTOCOL
 
 MESSAGE_TOO_LARGE: Final = 10
@@ -82,9 +83,7 @@ def expired(attempts: int, timeout_ms: int, why: str) -> Outcome:
     """The outcome of a batch whose delivery timeout ended. After a try it may be in the log all the same."""
     code = EXPIRED_SENT if attempts else EXPIRED_UNSENT
     tried = (
-        f"not acknowledged within {timeout_ms} ms, {attempts} tries"
-        if attempts
-        else f"not sent within {timeout_ms} ms"
+        f"not acknowledged within {timeout_ms} ms, {attempts} tries" if attempts else f"not sent within {timeout_ms} ms"
     )
     return Outcome(code, f"{LOCAL_NAMES[code]}: {tried}; {why}", retriable=True)
 

@@ -14,12 +14,6 @@ from slabpress.network.messages import (
     FIRST_PRODUCE_WITH_TOPIC_IDS,
     FIRST_PRODUCE_WITH_ZSTD,
     PRODUCE,
-    ProduceAnswer,
-    ProducePartition,
-    ProduceResult,
-    ProduceTopic,
-    RecordBytes,
-    WireError,
     decode_produce,
     encode_produce,
     error_name,
@@ -28,6 +22,8 @@ from slabpress.network.metadata import Cluster
 from slabpress.network.outcomes import Outcome
 from slabpress.network.queues import Batch, PartitionQueue, Queues
 from slabpress.network.settings import NetworkSettings
+from slabpress.network.wire import ProduceAnswer, ProducePartition, ProduceResult, ProduceTopic, RecordBytes, WireError
+from slabpress.results import DELIVERED
 
 _ZSTD: Final = 4
 
@@ -154,9 +150,7 @@ class Producing:
             topic = topics.get(name)
             if topic is None:
                 topic = topics[name] = ProduceTopic(name, self._cluster.topic_id(name), [])
-            topic.partitions.append(
-                ProducePartition(batch.queue.number, RecordBytes(batch.parts, batch.size))
-            )
+            topic.partitions.append(ProducePartition(batch.queue.number, RecordBytes(batch.parts, batch.size)))
         return list(topics.values())
 
     def answered(self, request: InFlight, context: ProduceContext, frame: bytes, now: int) -> Applied:
@@ -203,7 +197,7 @@ class Producing:
     def handed_over(self, context: ProduceContext, now: int) -> None:
         """With acks=0: all bytes of a request are in the kernel, and that is all there is to know."""
         for batch in context.batches.values():
-            self._finish(batch, Outcome(outcomes.DELIVERED), now)
+            self._finish(batch, Outcome(DELIVERED), now)
 
     def lost(self, context: ProduceContext, why: str, now: int) -> None:
         """The socket of a request was closed before its response: its batches are sent again."""

@@ -240,6 +240,7 @@ class Queues:
             self.expired.append(head)
 
     def _place(self, queue: PartitionQueue, head: Batch, now: int) -> None:
+        # Within a queue deadlines only grow, for its batches were opened one after the other.
         if not queue.expiry_armed:
             queue.expiry_armed = True
             self._push(self._expiries, head.deadline_ns, queue)

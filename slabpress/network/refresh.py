@@ -7,9 +7,10 @@ from slabpress.network.batches import ArenaBatches
 from slabpress.network.broker import Broker
 from slabpress.network.brokers import Brokers
 from slabpress.network.connection import InFlight
-from slabpress.network.messages import METADATA, TopicMetadata, WireError, decode_metadata, encode_metadata
+from slabpress.network.messages import METADATA, decode_metadata, encode_metadata
 from slabpress.network.metadata import Cluster, RefreshSchedule
 from slabpress.network.queues import PartitionQueue, Queues
+from slabpress.network.wire import TopicMetadata, WireError
 
 _LEADER_NOT_AVAILABLE = 5
 
@@ -64,14 +65,20 @@ class Refresher:
             self._wanted_versions[place] = version
             before, wanted = self._wanted[place], arena.topics.wanted()
             self._wanted[place] = wanted
-            if wanted.keys() - before.keys():
+            if wanted.items() - before.items():
                 self.schedule.now(now)
             elif wanted:
                 self.schedule.soon(now)
         return changed
 
     def _names(self) -> set[str]:
-        names = {queue.topic for queue in self._queues.leaderless}
+        """Topics that are wanted, or that have batches all the same."""
+        names = {
+            queue.topic
+            for arena in self._arenas
+            for queue in arena.queues
+            if queue is not None and (queue.waiting or queue.in_flight)
+        }
         return names.union(*self._wanted)
 
     def turn(self, now: int) -> None:
@@ -116,6 +123,8 @@ class Refresher:
         if answer.error or not answer.brokers:
             # Version 13 may say REBOOTSTRAP_REQUIRED (KIP-1102): another server is asked then.
             raise WireError(f"no metadata: error {answer.error}, {len(answer.brokers)} brokers")
+        # A topic's entry may be another's by now.
+        self.look(now)
         self.cluster.update(answer)
         self.cluster.forget_all_but(self._names())
         self._brokers.update(self.cluster.brokers, now)

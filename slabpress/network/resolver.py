@@ -17,7 +17,7 @@ from slabpress.shm.doorbell import Doorbell
 class Resolved(NamedTuple):
     """What became of a lookup: addresses, or why there are none."""
 
-    token: object
+    asker: object
     endpoints: list[Endpoint]
     error: str
 
@@ -54,21 +54,21 @@ class Resolver:
         self._bell = bell
         self._results: queue.SimpleQueue[Resolved] = queue.SimpleQueue()
 
-    def start(self, token: object, host: str, port: int) -> list[Endpoint]:
-        """The addresses if the host is numeric; else an empty list, and a result with ``token`` comes later."""
+    def start(self, asker: object, host: str, port: int) -> list[Endpoint]:
+        """The addresses if the host is numeric; else an empty list, and a result with ``asker`` comes later."""
         try:
             return _look_up(host, port, socket.AI_NUMERICHOST | socket.AI_NUMERICSERV)
-        except OSError:
-            thread = threading.Thread(target=self._run, args=(token, host, port), daemon=True)
+        except (OSError, UnicodeError):
+            thread = threading.Thread(target=self._run, args=(asker, host, port), daemon=True)
             thread.start()
             return []
 
-    def _run(self, token: object, host: str, port: int) -> None:
+    def _run(self, asker: object, host: str, port: int) -> None:
         try:
-            result = Resolved(token, _look_up(host, port, 0), "")
+            result = Resolved(asker, _look_up(host, port, 0), "")
         except (OSError, UnicodeError) as error:
             # UnicodeError: a name that IDNA cannot encode, such as one with an empty label.
-            result = Resolved(token, [], f"name lookup failed: {getattr(error, 'strerror', None) or error}")
+            result = Resolved(asker, [], f"name lookup failed: {getattr(error, 'strerror', None) or error}")
         self._results.put(result)
         self._bell.ring()
 

@@ -39,7 +39,7 @@ class TcpTransport:
     def __init__(self, endpoint: Endpoint, send_buffer_bytes: int) -> None:
         self._socket = socket.socket(endpoint.family, socket.SOCK_STREAM)
         try:
-            self._socket.setblocking(False)
+            self._socket.settimeout(0)
             # A request is sent whole, so there is nothing for Nagle's algorithm to wait for.
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -5,6 +5,7 @@ Pure but for the arena's memory: no threads, no clock of its own. The caller hol
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Final
 
@@ -64,6 +65,7 @@ class Accumulator:
         self._descriptors = Descriptors(arena)
         self._cursor = 0
         self._seal_tail = arena.seal_tail
+        self._calls = itertools.count(1)
         self._open: dict[int, Batch] = {}  # by descriptor, oldest first: all linger equally long
         self.batches: list[Batch | None] = [None] * arena.geometry.batch_count
         self.writer = RecordWriter(
@@ -80,6 +82,10 @@ class Accumulator:
             plan.batch_bytes,
             plan.largest_record_bytes,
         )
+
+    def next_call(self) -> int:
+        """A number for one send_many() call."""
+        return next(self._calls)
 
     @property
     def open_batches(self) -> int:
@@ -163,7 +169,7 @@ class Accumulator:
         for descriptor in self._arena.batch_states.find_all(DONE):
             batch = self.batches[descriptor]
             self._arena.batch_states.store(descriptor, REPORTING)
-            if batch is not None:
+            if batch is not None and batch.outcome is None:
                 taken.append(batch)
         return taken
 

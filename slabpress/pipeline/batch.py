@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from slabpress._native import OpenBatch
+from slabpress._native import OpenBatch, RecordHandle
 from slabpress.errors import SlabpressError
 
 if TYPE_CHECKING:
@@ -66,9 +66,14 @@ class Watch:
         self.failed_records += batch.records
 
     def count_seen(self, batch: Batch, records: int) -> None:
-        """Take note that failures were looked at. The caller holds ``changed``."""
+        """Take note that failures were looked at. The caller holds ``changed``.
+
+        A record may have several handles; no batch counts for more than it holds, so it hides no other's failure.
+        """
         if batch.era == self.era:
-            self.seen_records += records
+            new = min(records, batch.records - batch.seen)
+            batch.seen += new
+            self.seen_records += new
 
     def take_unseen(self) -> tuple[int, SlabpressError | None]:
         """How many records failed unseen since the last call that found some, and the first error."""
@@ -91,10 +96,11 @@ class Batch(OpenBatch):
         outcome: set once, when the broker or a deadline decided.
         finished: its callbacks have run as well, and its descriptor is free.
         era: the watch's era when it failed.
+        seen: how many of its records' failures were looked at.
         callbacks: (record's index, callback) for those who asked.
     """
 
-    __slots__ = ("callbacks", "created_ns", "era", "finished", "outcome", "seal_number", "topic", "watch")
+    __slots__ = ("callbacks", "created_ns", "era", "finished", "outcome", "seal_number", "seen", "topic", "watch")
 
     def __init__(self, descriptor: int, topic: Topic, partition: int, created_ns: int, watch: Watch) -> None:
         super().__init__(descriptor, partition)
@@ -105,21 +111,18 @@ class Batch(OpenBatch):
         self.outcome: Outcome | None = None
         self.finished = False
         self.era = -1
+        self.seen = 0
         self.callbacks: list[tuple[int, DoneCallback]] | None = None
 
 
-class DeliveryHandle:
+class DeliveryHandle(RecordHandle):
     """The promise of one record's delivery, in the manner of concurrent.futures.Future; thread-safe.
 
     Dropping it costs nothing; a failure that nobody looked at is raised by the next flush() or close().
     """
 
-    __slots__ = ("_batch", "_index", "_looked")
-
-    def __init__(self, batch: Batch, index: int) -> None:
-        self._batch = batch
-        self._index = index
-        self._looked = False
+    __slots__ = ()
+    _batch: Batch
 
     def done(self) -> bool:
         """Whether the record was delivered or has failed."""
@@ -197,12 +200,11 @@ class ManyDelivery:
         accepted: how many records the call accepted: all of them, or it would have raised.
     """
 
-    __slots__ = ("_batches", "_looked", "accepted")
+    __slots__ = ("_batches", "accepted")
 
     def __init__(self, accepted: int, batches: list[Batch]) -> None:
         self.accepted = accepted
         self._batches = batches
-        self._looked: set[int] = set()
 
     def done(self) -> bool:
         """Whether every record was delivered or has failed."""
@@ -222,9 +224,7 @@ class ManyDelivery:
                 raise TimeoutError(f"{self.accepted} records not resolved within {timeout} s")
             failed = [batch for batch in self._batches if batch.outcome and batch.outcome.error]
             for batch in failed:
-                if id(batch) not in self._looked:
-                    self._looked.add(id(batch))
-                    watch.count_seen(batch, batch.records)
+                watch.count_seen(batch, batch.records)
         return [batch.outcome.error for batch in failed if batch.outcome and batch.outcome.error]
 
     def result(self, timeout: float | None = None) -> int:

@@ -34,8 +34,8 @@ from slabpress.errors import (
     SlabpressError,
 )
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import Batch, DoneCallback, Outcome, Watch
-from slabpress.pipeline.reporter import Reporter, outcome_of
+from slabpress.pipeline.batch import Batch, DoneCallback, Watch
+from slabpress.pipeline.reporter import Reporter, abandoned, outcome_of
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.supervisor import Role, Supervisor
 from slabpress.pipeline.topics import TopicRegistry
@@ -162,8 +162,9 @@ class Coordinator:
             self.sender.line.call_first()
 
     def _fail(self, error: SlabpressError) -> None:
-        """The pipeline cannot go on: every call and every undelivered record gets the error."""
+        """The pipeline cannot go on: end it; every call and every undelivered record gets the error."""
         self._refuse(lambda: type(error)(*error.args))
+        self._supervisor.kill()
         self._abandon("PROCESS_ERROR", str(error))
 
     def _refuse(self, refusal: Callable[[], SlabpressError]) -> None:
@@ -173,25 +174,11 @@ class Coordinator:
             self.sender.metadata_changed.notify_all()
 
     def _abandon(self, name: str, reason: str) -> int:
-        """Resolve every batch that has no result with an error; how many records that were."""
+        """Resolve every batch that has no result with an error; how many records that were. No child runs now."""
         with self.lock:
             left = [batch for batch in self.accumulator.unfinished() if batch.outcome is None]
-        lost = 0
-        with self.watch.changed:
-            for batch in left:
-                error = DeliveryError(
-                    f"{batch.records} records for {batch.topic.name}-{batch.partition} were not delivered: {reason}",
-                    topic=batch.topic.name,
-                    partition=batch.partition,
-                    name=name,
-                    records=batch.records,
-                )
-                batch.outcome = Outcome(error, -1, -1)
-                batch.finished = True
-                self.watch.count_failure(batch, error)
-                lost += batch.records
-            self.watch.changed.notify_all()
-        return lost
+        self._reporter.resolve([(batch, abandoned(batch, name, reason)) for batch in left])
+        return sum(batch.records for batch in left)
 
     # --- what callers ask for -------------------------------------------------------------------------------
 

@@ -42,9 +42,8 @@ class Many:
         self._partition = partition
         self._values, self._keys, self._headers, self._timestamps = columns
         self._next = 0
-        self._touched: dict[Batch, None] = {}
-        # What was in the open batches before: a batch is touched if it has more records afterwards.
-        self._before = {batch: batch.records for batch in topic.open if batch is not None}
+        self._call = accumulator.next_call()
+        self._touched: list[Batch] = []
 
     def run(self, deadline: float) -> ManyDelivery:
         """Append everything, waiting for room where there is none.
@@ -58,22 +57,23 @@ class Many:
         except RecordError as error:
             error.accepted = self._next
             raise
-        self._note_open()
-        return ManyDelivery(self._next, list(self._touched))
+        return ManyDelivery(self._next, self._touched)
 
     def _advance(self) -> bool | None:
-        progress = self._append_some()
-        if progress is None:
-            self._note_open()  # while this thread waits, others may seal what it has written to
-        return progress
-
-    def _append_some(self) -> bool | None:
         """Append until a batch is full or there is no room: True for progress, None for no room."""
         keyed = self._partition is None and self._keys is not None
         target = -1 if keyed else self._topic.sticky if self._partition is None else self._partition
         try:
             self._next, why, at_partition = self._accumulator.writer.append_many(
-                self._topic.open, self._values, self._keys, self._headers, self._timestamps, self._next, target
+                self._topic.open,
+                self._values,
+                self._keys,
+                self._headers,
+                self._timestamps,
+                self._next,
+                target,
+                self._call,
+                self._touched,
             )
         except RecordError:
             self._next = self._accumulator.writer.stopped_at
@@ -87,7 +87,6 @@ class Many:
         batch = self._topic.open[at_partition]
         assert batch is not None  # noqa: S101 - the writer has just looked at it
         if why == STOPPED_BATCH_FULL or batch.records == 0:
-            self._note(batch)
             self._accumulator.seal(batch)
         return True if why == STOPPED_BATCH_FULL else None
 
@@ -97,7 +96,6 @@ class Many:
     def _append_keyless(self) -> bool | None:
         """One record without a key among keyed ones goes to the sticky partition."""
         index = self._next
-        before = self._topic.open[self._topic.sticky]
         handle = self._sender.try_append(
             self._topic,
             None,
@@ -106,20 +104,14 @@ class Many:
             self._headers[index] if self._headers is not None else None,
             self._timestamps[index] if self._timestamps is not None else None,
         )
-        self._note(before)
         if handle is None:
             return None
+        batch = handle._batch
+        if batch.last_call != self._call:
+            batch.last_call = self._call
+            self._touched.append(batch)
         self._next = index + 1
         return True
-
-    def _note_open(self) -> None:
-        for batch in self._topic.open:
-            self._note(batch)
-
-    def _note(self, batch: Batch | None) -> None:
-        """Remember a batch that has got records from this call."""
-        if batch is not None and batch.records > self._before.get(batch, 0):
-            self._touched[batch] = None
 
 
 def send_many(
@@ -142,6 +134,7 @@ def send_many(
     )
     deadline = time.monotonic() + max_block_ms / 1000
     with sender.lock:
+        sender.check_usable()
         topic = sender.await_topic(topic_name, deadline)
         if partition is not None:
             sender.check_partition(topic, partition, deadline)

@@ -43,6 +43,13 @@ def error_of(batch: Batch, result: Result) -> DeliveryError:
     )
 
 
+def abandoned(batch: Batch, name: str, reason: str) -> Outcome:
+    """The outcome of a batch that nobody works on any more."""
+    topic, partition = batch.topic.name, batch.partition
+    text = f"{batch.records} records for {topic}-{partition} were not delivered: {reason}"
+    return Outcome(DeliveryError(text, topic=topic, partition=partition, name=name, records=batch.records), -1, -1)
+
+
 class Reporter:
     """Resolves batches: sets outcomes, wakes waiters, runs callbacks, gives descriptors back.
 

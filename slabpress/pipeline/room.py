@@ -25,24 +25,24 @@ class RoomLine:
 
     Args:
         lock: the producer's lock; every method is called with it held.
+
+    Attributes:
+        turns: who waits, first to last; only for looking whether anybody does.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
-        self._line: deque[Turn] = deque()
-
-    def __len__(self) -> int:
-        return len(self._line)
+        self.turns: deque[Turn] = deque()
 
     def join(self) -> Turn:
         """Go to the end of the line."""
         turn = Turn(self._lock)
-        self._line.append(turn)
+        self.turns.append(turn)
         return turn
 
     def is_first(self, turn: Turn) -> bool:
         """Whether it is this thread's turn."""
-        return self._line[0] is turn
+        return self.turns[0] is turn
 
     def wait(self, turn: Turn, timeout_s: float) -> None:
         """Sleep until called or until the timeout; the caller looks for itself what has changed."""
@@ -50,15 +50,15 @@ class RoomLine:
 
     def leave(self, turn: Turn) -> None:
         """Leave the line, served or not, and call the next: what is left may be enough for it."""
-        self._line.remove(turn)
+        self.turns.remove(turn)
         self.call_first()
 
     def call_first(self) -> None:
         """There may be room now: call the first in line."""
-        if self._line:
-            self._line[0].called.notify()
+        if self.turns:
+            self.turns[0].called.notify()
 
     def call_all(self) -> None:
         """Something other than room has changed (the producer failed or closed): call everybody."""
-        for turn in self._line:
+        for turn in self.turns:
             turn.called.notify()

@@ -1,10 +1,10 @@
 """The way of a record into an open batch; runs in the thread that calls send().
 
-known topic?  --no-->  wait for its metadata      (max_block_ms, then UnknownTopicError, BootstrapError)
-partition     given, or by key (murmur2), or the sticky one
-room in the partition's open batch?
-   batch full --> seal it, open another
-   no slab or descriptor free --> wait in line    (max_block_ms, then BufferFullError)
+    known topic?  --no-->  wait for its metadata      (max_block_ms, then UnknownTopicError, BootstrapError)
+    partition     given, or by key (murmur2), or the sticky one
+    room in the partition's open batch?
+       batch full --> seal it, open another
+       no slab or descriptor free --> wait in line    (max_block_ms, then BufferFullError)
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Sender:
         self.lock = lock
         self.metadata_changed = threading.Condition(lock)
         self.line = RoomLine(lock)
+        self._turns = self.line.turns
         self.refusal: Callable[[], SlabpressError] | None = None
         self._max_block_ms = config.max_block_ms
         self._buffer_memory = config.buffer_memory
@@ -85,6 +86,11 @@ class Sender:
         self._writer = accumulator.writer
         self._topics = topics
         self._known = topics.known
+
+    def check_usable(self) -> None:
+        """Raise if the producer was closed, broke, or belongs to another process."""
+        if self.refusal is not None:
+            raise self.refusal()
 
     def send(
         self,
@@ -99,15 +105,20 @@ class Sender:
         """Append one record; see ``Producer.send``."""
         if self.refusal is not None:
             raise self.refusal()
+        handle = None
         with self.lock:
-            handle = None
-            if type(topic_name) is str and not self.line:
-                topic = self._known.get(topic_name)
-                if topic is not None and partition is None:
-                    target = topic.sticky if key is None else partition_for_key(key, len(topic.open))
-                    batch = topic.open[target]
-                    if batch is not None and self._append(batch, key, value, headers, timestamp_ms) > 0:
-                        handle = DeliveryHandle(batch, batch.records - 1)
+            if self.refusal is not None:  # closed while this thread waited for the lock
+                raise self.refusal()
+            # Nearly every record: a known topic, an open batch with room, and nobody waiting.
+            if partition is None and type(topic_name) is str and topic_name in self._known and not self._turns:
+                topic = self._known[topic_name]
+                batch = topic.open[topic.sticky if key is None else partition_for_key(key, len(topic.open))]
+                if batch is not None:
+                    try:
+                        if self._writer.append(batch, key, value, headers, timestamp_ms) > 0:
+                            handle = DeliveryHandle(batch, batch.records - 1)
+                    except OverflowError:
+                        raise self._too_large(topic_name) from None
             if handle is None:
                 handle = self._send_waiting(topic_name, value, key, headers, partition, timestamp_ms)
         if on_delivery is not None:
@@ -185,7 +196,7 @@ class Sender:
         turn: Turn | None = None
         try:
             while True:
-                if not self.line or (turn is not None and self.line.is_first(turn)):
+                if not self._turns or (turn is not None and self.line.is_first(turn)):
                     result = attempt()
                     if result is not None:
                         return result
@@ -200,7 +211,7 @@ class Sender:
         finally:
             if turn is not None:
                 self.line.leave(turn)
-                if not self.line and self.refusal is None:
+                if not self._turns and self.refusal is None:
                     self._arena.memory.store_u64(at.ROOM_WANTED_AT, 0)
 
     def _wait_in_line(self, turn: Turn, topic: Topic, deadline: float) -> None:
@@ -219,7 +230,7 @@ class Sender:
         return (
             f"no room for a record to topic {topic.name!r} within max_block_ms={self._max_block_ms}: buffer_memory of "
             f"{self._buffer_memory} bytes holds {arena.geometry.slab_count} slabs ({_figures(slabs)}) and "
-            f"{arena.geometry.output_count} output buffers ({_figures(outputs)}), {len(self.line)} threads wait. "
+            f"{arena.geometry.output_count} output buffers ({_figures(outputs)}), {len(self._turns)} threads wait. "
             "The cluster takes records more slowly than they are sent (output buffers in flight), or compression "
             "does (slabs sealed): send less, wait longer, or raise buffer_memory or workers"
         )

@@ -125,9 +125,9 @@ class TopicRegistry:
             return False
         self._version = version
         for name, index in self._wanted.items():
-            partitions = self._table.answer(index).partitions
-            if partitions == 0:
-                continue
+            answers, partitions, _ = self._table.answer(index)
+            if partitions == 0 or answers == self._asked_at[name]:
+                continue  # not known yet; what stands there may be about the entry's former topic
             topic = self.known.get(name)
             if topic is None:
                 topic = self.known[name] = Topic(name, index)

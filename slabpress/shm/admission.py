@@ -84,7 +84,8 @@ class Admission:
         head = arena.seal_head
         while head != arena.seal_tail:
             index = arena.sealed_at(head)
-            if arena.batch_states.load(index) == SEALED:
+            # A state alone does not tell: the descriptor may be in use again, sealed with a later number.
+            if arena.batch_states.load(index) == SEALED and self._descriptors.seal_number(index) == head + 1:
                 break
             head += 1  # its admitter died between step 2 and the head
             arena.memory.store_u64(at.SEAL_HEAD_AT, head)
@@ -96,8 +97,8 @@ class Admission:
             return None
         self._descriptors.set_output(index, Output(first, needed, 0, 0))
         self._descriptors.set_worker(index, self._worker)
-        arena.slabs.mark(self._descriptors.sealed(index).first_slab, owned(SLAB_COMPRESSING, self._worker))
         arena.batch_states.store(index, COMPRESSING)
+        arena.slabs.mark(self._descriptors.sealed(index).first_slab, owned(SLAB_COMPRESSING, self._worker))
         arena.memory.store_u64(at.SEAL_HEAD_AT, head + 1)
         return index
 
@@ -129,20 +130,24 @@ class Admission:
             for index in compressing:
                 if self._descriptors.worker(index) == dead_worker:
                     self._descriptors.set_worker(index, ORPHAN)
-            self._reclaim_stray(dead_worker, compressing)
-            orphans = sum(self._descriptors.worker(index) == ORPHAN for index in compressing)
-            self._arena.memory.store_u64(at.ORPHANS_AT, orphans)
-        return orphans
+            orphans = [index for index in compressing if self._descriptors.worker(index) == ORPHAN]
+            self._reclaim_stray(dead_worker, orphans)
+            self._arena.memory.store_u64(at.ORPHANS_AT, len(orphans))
+        return len(orphans)
 
-    def _reclaim_stray(self, dead_worker: int, compressing: list[int]) -> None:
+    def _reclaim_stray(self, dead_worker: int, orphans: list[int]) -> None:
+        """Free the dead worker's blocks that are in no orphan's chain.
+
+        The chains of live workers' batches are not walked: they publish and free them meanwhile.
+        """
         arena, descriptors = self._arena, self._descriptors
         outputs = {
-            block for index in compressing for block in arena.outputs.chain(descriptors.output(index).first_output)
+            block for index in orphans for block in arena.outputs.chain(descriptors.output(index).first_output)
         }
         for block in arena.output_states.find_all(owned(OUTPUT_FILLING, dead_worker)):
             if block not in outputs:
                 arena.output_states.store(block, OUTPUT_FREE)
-        slabs = {block for index in compressing for block in arena.slabs.chain(descriptors.sealed(index).first_slab)}
+        slabs = {block for index in orphans for block in arena.slabs.chain(descriptors.sealed(index).first_slab)}
         for block in arena.slab_states.find_all(owned(SLAB_COMPRESSING, dead_worker)):
             if block not in slabs:
                 arena.slab_states.store(block, SLAB_FREE)

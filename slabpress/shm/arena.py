@@ -92,6 +92,8 @@ class Arena:
             ValueError: it is not an arena of this version; the message says what was expected and found.
         """
         size = os.fstat(descriptor).st_size
+        if size < at.HEADER_BYTES:
+            raise ValueError(f"not an arena: {size} bytes, expected at least {at.HEADER_BYTES}")
         mapping = map_segment(descriptor, size)
         magic, version = struct.unpack_from("<QI", mapping, at.MAGIC_AT)
         geometry = Geometry(*_GEOMETRY.unpack_from(mapping, at.GEOMETRY_AT))

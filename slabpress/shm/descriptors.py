@@ -14,7 +14,7 @@ from slabpress.shm.arena import Arena
 
 _SEAL = struct.Struct("<Qqqq")  # commit, base timestamp, max timestamp, created
 _OUTPUT = struct.Struct("<IIII")  # first output, output count, payload bytes, codec
-_RESULT = struct.Struct("<iiqqII")  # code, record index, base offset, append time, text length, retriable
+_RESULT = struct.Struct("<iiIqqI")  # code, record index, retriable, base offset, append time, text length
 _ORIGIN = struct.Struct("<II")  # partition index, first slab
 
 _RECORDS_MASK = 0xFFFF_FFFF
@@ -90,6 +90,14 @@ class Descriptors:
         """Record where the batch's compressed bytes are (admission, then the worker)."""
         _OUTPUT.pack_into(self._arena.view, self._at(index, at.FIRST_OUTPUT_AT), *output)
 
+    def finish_output(self, index: int, output: Output) -> None:
+        """Record that the compressed bytes are complete: ``payload_bytes``, which was 0, is stored last.
+
+        A worker that takes over from a dead one thus sees whether there is anything left to compress.
+        """
+        self.set_output(index, output._replace(payload_bytes=0))
+        self._arena.memory.store_u32(self._at(index, at.PAYLOAD_BYTES_AT), output.payload_bytes)
+
     def output(self, index: int) -> Output:
         """The worker's side of a descriptor."""
         return Output(*_OUTPUT.unpack_from(self._arena.view, self._at(index, at.FIRST_OUTPUT_AT)))
@@ -124,10 +132,10 @@ class Descriptors:
             self._at(index, at.RESULT_CODE_AT),
             result.code,
             result.record_index,
+            int(result.retriable),
             result.base_offset,
             result.append_time_ms,
             len(text),
-            int(result.retriable),
         )
         start = self._at(index, at.TEXT_AT)
         view[start : start + len(text)] = text
@@ -135,7 +143,7 @@ class Descriptors:
     def result(self, index: int) -> Result:
         """The outcome of a DONE batch."""
         view = self._arena.view
-        code, record, offset, append_time, length, retriable = _RESULT.unpack_from(
+        code, record, retriable, offset, append_time, length = _RESULT.unpack_from(
             view, self._at(index, at.RESULT_CODE_AT)
         )
         start = self._at(index, at.TEXT_AT)

@@ -1,8 +1,9 @@
 """One worker's work on one arena: be admitted to a batch, compress its slabs into its output buffers.
 
-slabs (COMPRESSING) --codec--> output buffers (FILLING)
-publish: output buffers READY, surplus FREE, batch READY   <- from here the network process owns it
-slabs FREE                                                 <- law 7: only after the output is published
+    slabs (COMPRESSING) --codec--> output buffers (FILLING)
+    payload size into the descriptor, last                     <- nothing left to compress, whoever publishes
+    publish: surplus FREE, output buffers READY, batch READY   <- from here the network process owns it
+    slabs FREE                                                 <- law 7: only after the output is published
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ class Compressor:
             return False
         if self.admission.has_work():
             self._control.wake_one_worker()
-        started_ns = time.monotonic_ns()
-        raw_bytes, payload_bytes = self._compress(index)
-        self._count(raw_bytes, payload_bytes, (time.monotonic_ns() - started_ns) // 1000)
+        if self._descriptors.output(index).payload_bytes == 0:
+            self._compress(index)
+        self._publish(index)
         return True
 
-    def _compress(self, index: int) -> tuple[int, int]:
+    def _compress(self, index: int) -> None:
+        started_ns = time.monotonic_ns()
         arena = self._arena
         batch = self._descriptors.sealed(index)
         output = self._descriptors.output(index)
@@ -64,17 +66,22 @@ class Compressor:
         if payload_bytes < 0:
             payload_bytes, codec = batch.raw_bytes, CODEC_NONE
             copy_stream(chunks, buffers)
-        used = max(1, -(-payload_bytes // arena.outputs.block_bytes))
-        if used < output.output_count:
-            arena.outputs.trim(output.first_output, used)
-        self._descriptors.set_output(index, Output(output.first_output, used, payload_bytes, codec))
+        used = -(-payload_bytes // arena.outputs.block_bytes)
+        self._descriptors.finish_output(index, Output(output.first_output, used, payload_bytes, codec))
+        self._count(batch.raw_bytes, payload_bytes, (time.monotonic_ns() - started_ns) // 1000)
+
+    def _publish(self, index: int) -> None:
+        """Give the batch to the network process, and what it no longer needs back to everybody."""
+        arena = self._arena
+        output = self._descriptors.output(index)
+        first_slab = self._descriptors.sealed(index).first_slab
+        arena.outputs.trim(output.first_output, output.output_count)
         arena.outputs.mark(output.first_output, OUTPUT_READY)
         arena.batch_states.store(index, READY)
-        arena.slabs.mark(batch.first_slab, SLAB_FREE)
+        arena.slabs.mark(first_slab, SLAB_FREE)
         self._control.wake(NETWORK)
         if arena.memory.load_u64(at.ROOM_WANTED_AT):
             self._control.wake(COORDINATOR)
-        return batch.raw_bytes, payload_bytes
 
     def _count(self, raw_bytes: int, payload_bytes: int, busy_us: int) -> None:
         add = self._arena.memory.add_u64

@@ -1,0 +1,123 @@
+"""What goes over the wire, as small tuples: what requests are made of and what responses say.
+
+Only types, so that the pure modules need not import the protocol library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+
+class WireError(Exception):
+    """What came over the wire is not what Kafka would send; the connection is of no further use."""
+
+
+class UnreadableError(WireError):
+    """A response does not parse; an older version of it may."""
+
+
+class RecordBytes:
+    """The records field of one partition: a batch header and views of output buffers, never joined.
+
+    kio types the field as bytes, but its writers only take its length and hand it to ``write``: the one cast
+    of this package is that this class stands for bytes there.
+    """
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, parts: Sequence[memoryview], size: int) -> None:
+        self.parts = parts
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class Request(NamedTuple):
+    """An encoded request: frame length, header and body, as parts to be sent one after the other."""
+
+    parts: list[memoryview]
+    size: int
+
+
+class ProducePartition(NamedTuple):
+    """One batch of a Produce request."""
+
+    partition: int
+    records: RecordBytes
+
+
+class ProduceTopic(NamedTuple):
+    """The batches of one topic; ``topic_id`` is used from version 13 on instead of the name."""
+
+    name: str
+    topic_id: UUID | None
+    partitions: list[ProducePartition]
+
+
+class ProduceResult(NamedTuple):
+    """What the broker says of one batch. Times in ms since the epoch, -1 where there is none.
+
+    ``leader`` and ``leader_epoch`` are KIP-951's hint, -1 where there is none.
+    """
+
+    topic: str | UUID
+    partition: int
+    error: int
+    base_offset: int
+    append_time_ms: int
+    record_errors: list[tuple[int, str]]
+    error_message: str
+    leader: int
+    leader_epoch: int
+
+
+class BrokerAddress(NamedTuple):
+    """Where the cluster says that a broker listens."""
+
+    node: int
+    host: str
+    port: int
+
+
+class ProduceAnswer(NamedTuple):
+    """A Produce response. ``brokers`` are the addresses of hinted leaders (KIP-951)."""
+
+    throttle_ms: int
+    results: list[ProduceResult]
+    brokers: list[BrokerAddress]
+
+
+class PartitionLeader(NamedTuple):
+    """A partition of a Metadata response; ``leader`` is -1 where there is none, ``epoch`` -1 before v7."""
+
+    partition: int
+    leader: int
+    epoch: int
+
+
+class TopicMetadata(NamedTuple):
+    """A topic of a Metadata response."""
+
+    name: str
+    topic_id: UUID | None
+    error: int
+    partitions: list[PartitionLeader]
+
+
+class MetadataAnswer(NamedTuple):
+    """A Metadata response."""
+
+    throttle_ms: int
+    error: int
+    brokers: list[BrokerAddress]
+    topics: list[TopicMetadata]
+
+
+class VersionsAnswer(NamedTuple):
+    """An ApiVersions response: the error, and (lowest, highest) version of each API."""
+
+    error: int
+    ranges: dict[int, tuple[int, int]]

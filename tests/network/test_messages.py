@@ -1,0 +1,157 @@
+"""Requests and responses against kio's own readers and writers, and kafka-python's."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import struct
+from uuid import UUID
+
+import pytest
+from kio.serial import entity_reader
+
+from slabpress.network import messages
+from slabpress.network.messages import API_VERSIONS, METADATA, PRODUCE
+from slabpress.network.wire import ProducePartition, ProduceTopic, RecordBytes, Request, UnreadableError, WireError
+from tests.network.fake_broker import schema
+
+ID = UUID(int=77)
+
+
+def records(*parts: bytes) -> RecordBytes:
+    views = [memoryview(bytearray(part)) for part in parts]
+    return RecordBytes(views, sum(map(len, views)))
+
+
+def parsed(request: Request, api: int, version: int) -> object:
+    """The body as kio reads it; the header is checked."""
+    data = b"".join(request.parts)
+    assert len(data) == request.size == struct.unpack(">i", data[:4])[0] + 4
+    assert struct.unpack(">hhi", data[4:12]) == (api, version, 42)
+    module = schema(api, version, "request")
+    kind = next(value for name, value in vars(module).items() if name.endswith("Request"))
+    _, used = entity_reader(kind.__header_schema__)(data[4:], 0)
+    body, end = entity_reader(kind)(data[4:], used)
+    assert used + end == len(data) - 4
+    return body
+
+
+@pytest.mark.parametrize("version", range(3, 14))
+def test_produce_is_gathered_and_reads_back(version: int) -> None:
+    first, second, third = records(b"h" * 61, b"p" * 500), records(b"h" * 61, b"q"), records(b"h" * 61)
+    topics = [
+        ProduceTopic("t", ID, [ProducePartition(3, first), ProducePartition(0, second)]),
+        ProduceTopic("u", UUID(int=78), [ProducePartition(1, third)]),
+    ]
+    request = messages.encode_produce(version, 42, "me", -1, 1500, topics)
+    for view in (*first.parts, *second.parts, *third.parts):
+        assert any(part is view for part in request.parts)
+    body = parsed(request, PRODUCE, version)
+    found = [
+        (topic.topic_id if version >= 13 else topic.name, p.index, p.records)
+        for topic in body.topic_data  # type: ignore[attr-defined]
+        for p in topic.partition_data
+    ]
+    names = (ID, UUID(int=78)) if version >= 13 else ("t", "u")
+    assert found == [
+        (names[0], 3, b"h" * 61 + b"p" * 500),
+        (names[0], 0, b"h" * 61 + b"q"),
+        (names[1], 1, b"h" * 61),
+    ]
+    assert body.acks == -1  # type: ignore[attr-defined]
+    assert body.timeout.total_seconds() == 1.5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("version", range(1, 14))
+def test_metadata_asks_for_just_the_topics(version: int) -> None:
+    body = parsed(messages.encode_metadata(version, 42, "me", ["a", "b"]), METADATA, version)
+    assert [topic.name for topic in body.topics] == ["a", "b"]  # type: ignore[attr-defined]
+    assert getattr(body, "allow_auto_topic_creation", True) is True
+
+
+@pytest.mark.parametrize("version", range(4))
+def test_api_versions_reads_back(version: int) -> None:
+    body = parsed(messages.encode_api_versions(version, 42, "me"), API_VERSIONS, version)
+    if version == 3:
+        assert body.client_software_name == "slabpress"  # type: ignore[attr-defined]
+
+
+def test_software_version_is_the_package_and_pleases_the_broker() -> None:
+    """KIP-511's pattern: no '+' and no '_'."""
+    assert importlib.metadata.version("slabpress") == messages.SOFTWARE_VERSION
+    for text in (messages.SOFTWARE_NAME, messages.SOFTWARE_VERSION):
+        assert re.fullmatch(r"[a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?", text)
+
+
+def test_a_lowest_version_of_0_does_not_mean_that_0_is_spoken() -> None:
+    """KAFKA-18659: Kafka 4 offers Produce from 0 and refuses 0 to 2."""
+    assert messages.common_version(PRODUCE, {PRODUCE: (0, 12)}) == 12
+    assert messages.common_version(PRODUCE, {PRODUCE: (0, 99)}) == 13
+    assert messages.common_version(PRODUCE, {PRODUCE: (0, 2)}) is None
+    assert messages.common_version(PRODUCE, {PRODUCE: (14, 20)}) is None
+    assert messages.common_version(PRODUCE, {}) is None
+
+
+def test_every_version_that_is_spoken_has_types() -> None:
+    for api, (lowest, highest) in messages.SPOKEN.items():
+        for version in range(lowest, highest + 1):
+            messages._types(api, version)
+
+
+def produce_frame_v3(error: int, append_time_ms: int = -1, throttle_ms: int = 0) -> bytes:
+    return struct.pack(">iih1siihqqi", 42, 1, 1, b"t", 1, 5, error, 77, append_time_ms, throttle_ms)
+
+
+def test_produce_response() -> None:
+    answer = messages.decode_produce(3, produce_frame_v3(6, 1_700_000_000_123, 250))
+    assert answer.throttle_ms == 250
+    [result] = answer.results
+    assert (result.topic, result.partition, result.error) == ("t", 5, 6)
+    assert (result.base_offset, result.append_time_ms, result.leader) == (77, 1_700_000_000_123, -1)
+    assert messages.decode_produce(3, produce_frame_v3(0)).results[0].append_time_ms == -1
+
+
+def test_produce_response_with_a_leader_hint() -> None:
+    """KIP-951, from version 10 on."""
+    leader = b"\x09" + struct.pack(">ii", 3, 8) + b"\0"
+    partition = struct.pack(">ihqqq", 5, 6, -1, -1, -1) + b"\x01\0" + b"\x01\0" + leader
+    endpoint = b"\x02" + struct.pack(">i", 3) + b"\x02h" + struct.pack(">i", 9) + b"\0\0"
+    frame = (
+        struct.pack(">i", 42) + b"\0" + b"\x02\x02t\x02" + partition + b"\0" + struct.pack(">i", 0)
+        + b"\x01\0" + bytes([len(endpoint)]) + endpoint
+    )  # fmt: skip
+    answer = messages.decode_produce(10, frame)
+    assert (answer.results[0].leader, answer.results[0].leader_epoch) == (3, 8)
+    assert answer.brokers == [(3, "h", 9)]
+
+
+def test_an_unknown_tag_is_unreadable_and_no_crash() -> None:
+    """Kafka says to pass over it; kio 0.6 cannot, so an older version is spoken with that broker."""
+    frame = struct.pack(">i", 42) + b"\0" + b"\x01" + struct.pack(">i", 0) + b"\x01\x07\x02zz"
+    with pytest.raises(UnreadableError):
+        messages.decode_produce(10, frame)
+    offered = {PRODUCE: (0, 13), METADATA: (0, 13)}
+    assert messages.common_version(PRODUCE, offered, flexible=False) == 8
+    assert messages.common_version(METADATA, offered, flexible=False) == 8
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        produce_frame_v3(0)[:-3],
+        produce_frame_v3(9999),
+        produce_frame_v3(0, 2**62),
+        struct.pack(">iih", 42, 1, 30_000),
+        b"",
+    ],
+    ids=["cut off", "unknown error code", "impossible time", "string beyond the end", "empty"],
+)
+def test_what_does_not_parse_is_a_wire_error(frame: bytes) -> None:
+    with pytest.raises(WireError):
+        messages.decode_produce(3, frame)
+
+
+def test_names_and_retriability_of_errors() -> None:
+    assert messages.error_name(19) == "NOT_ENOUGH_REPLICAS"
+    assert messages.is_retriable(19)
+    assert not messages.is_retriable(10)

@@ -1,0 +1,148 @@
+"""What is known of the cluster and when to ask again, without a cluster."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from slabpress.network.backoff import NS_PER_MS, Backoff
+from slabpress.network.metadata import Cluster, RefreshSchedule
+from slabpress.network.wire import BrokerAddress, MetadataAnswer, PartitionLeader, TopicMetadata
+
+ONE, TWO = BrokerAddress(1, "a", 9092), BrokerAddress(2, "b", 9092)
+ID, OTHER_ID = UUID(int=1), UUID(int=2)
+
+
+def answer(*topics: TopicMetadata, brokers: tuple[BrokerAddress, ...] = (ONE, TWO)) -> MetadataAnswer:
+    return MetadataAnswer(0, 0, list(brokers), list(topics))
+
+
+def topic(leader: int, epoch: int, topic_id: UUID | None = ID, error: int = 0) -> TopicMetadata:
+    return TopicMetadata("t", topic_id, error, [PartitionLeader(0, leader, epoch)])
+
+
+def test_leaders_of_known_topics() -> None:
+    cluster = Cluster()
+    cluster.update(answer(topic(1, 5)))
+    assert cluster.leader("t", 0) == 1
+    assert cluster.leader("t", 1) is None
+    assert cluster.leader("u", 0) is None
+    assert cluster.topic_id("t") == ID
+
+
+def test_a_leader_without_an_address_is_none() -> None:
+    cluster = Cluster()
+    cluster.update(answer(topic(3, 5)))
+    assert cluster.leader("t", 0) is None
+
+
+def test_an_answer_of_a_broker_that_lags_behind_changes_no_leader() -> None:
+    """KIP-320: the leader epoch only grows."""
+    cluster = Cluster()
+    cluster.update(answer(topic(1, 5)))
+    cluster.update(answer(topic(2, 4)))
+    assert cluster.leader("t", 0) == 1
+    cluster.update(answer(topic(2, 6)))
+    assert cluster.leader("t", 0) == 2
+
+
+def test_a_topic_created_again_starts_its_epochs_anew() -> None:
+    cluster = Cluster()
+    cluster.update(answer(topic(1, 5)))
+    cluster.update(answer(topic(2, 0, OTHER_ID)))
+    assert cluster.leader("t", 0) == 2
+
+
+def test_brokers_without_epochs_are_believed() -> None:
+    cluster = Cluster()
+    cluster.update(answer(topic(1, -1, None)))
+    cluster.update(answer(topic(2, -1, None)))
+    assert cluster.leader("t", 0) == 2
+
+
+def test_an_error_keeps_what_is_known() -> None:
+    cluster = Cluster()
+    cluster.update(answer(topic(1, 5)))
+    cluster.update(answer(topic(-1, -1, None, error=5)))
+    assert cluster.leader("t", 0) == 1
+    cluster.forget_all_but(["u"])
+    assert cluster.leader("t", 0) is None
+
+
+def test_a_hint_is_taken_when_it_is_newer() -> None:
+    """KIP-951."""
+    cluster = Cluster()
+    cluster.update(answer(topic(1, 5), brokers=(ONE,)))
+    assert not cluster.hint("t", 0, 2, 5, [TWO])
+    assert not cluster.hint("t", 0, 3, 6, [TWO])
+    assert cluster.hint("t", 0, 2, 6, [TWO])
+    assert cluster.leader("t", 0) == 2
+    assert cluster.brokers[2] == TWO
+
+
+def schedule() -> RefreshSchedule:
+    return RefreshSchedule(1000, Backoff(10, 40, lambda: 0.5))
+
+
+def due_ms(refresh: RefreshSchedule) -> float:
+    assert refresh.due_at_ns is not None
+    return refresh.due_at_ns / NS_PER_MS
+
+
+def test_nothing_is_due_until_something_is_wanted() -> None:
+    refresh = schedule()
+    assert not refresh.is_due(10**18)
+    refresh.now(7)
+    assert refresh.is_due(7)
+
+
+def test_it_is_asked_again_on_age() -> None:
+    refresh = schedule()
+    refresh.now(0)
+    refresh.sent()
+    assert not refresh.is_due(10**18)
+    refresh.answered(0, complete=True)
+    assert due_ms(refresh) == 1000
+
+
+def test_what_is_missing_is_asked_for_with_growing_delays() -> None:
+    refresh = schedule()
+    delays = []
+    for _ in range(5):
+        refresh.sent()
+        refresh.answered(0, complete=False)
+        delays.append(due_ms(refresh))
+    assert delays == [10, 20, 40, 40, 40]
+    refresh.sent()
+    refresh.answered(0, complete=True)
+    refresh.soon(0)
+    assert due_ms(refresh) == 10
+
+
+def test_something_new_does_not_wait_for_the_backoff() -> None:
+    refresh = schedule()
+    refresh.sent()
+    refresh.answered(0, complete=False)
+    refresh.soon(5)
+    assert not refresh.is_due(5)
+    refresh.now(5)
+    assert refresh.is_due(5)
+
+
+def test_a_wish_during_a_request_leads_to_another() -> None:
+    refresh = schedule()
+    refresh.now(0)
+    refresh.sent()
+    refresh.soon(1)
+    assert not refresh.is_due(1)
+    refresh.answered(2, complete=True)
+    assert due_ms(refresh) < 11
+
+
+def test_a_lost_request_is_sent_again() -> None:
+    refresh = schedule()
+    refresh.now(0)
+    refresh.sent()
+    refresh.failed(0)
+    assert due_ms(refresh) == 10
+    refresh.failed(0)
+    assert due_ms(refresh) == 10

@@ -1,0 +1,131 @@
+"""An arena in which a process dies before the n-th change that it makes, to try every n."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slabpress._native import NONE, Blocks, Words
+from slabpress.shm.arena import Arena
+from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.states import OUTPUT_FREE
+
+
+class Killed(BaseException):
+    """The process died here; as a BaseException nothing handles it on the way."""
+
+
+class Life:
+    """How many changes a process may still make. ``made`` counts them."""
+
+    def __init__(self, changes: int = 1 << 60) -> None:
+        self.left = changes
+        self.made = 0
+
+    def change(self) -> None:
+        """Make one change, or die instead."""
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        self.made += 1
+
+
+class _Mortal:
+    """Passes on to the real thing what changes nothing."""
+
+    def __init__(self, life: Life, real: object) -> None:
+        self._life = life
+        self._real: Any = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+class _MortalStores(_Mortal):
+    """Memory or Words."""
+
+    def store(self, *arguments: int) -> None:
+        self._life.change()
+        self._real.store(*arguments)
+
+    def store_u32(self, *arguments: int) -> None:
+        self._life.change()
+        self._real.store_u32(*arguments)
+
+    def store_u64(self, *arguments: int) -> None:
+        self._life.change()
+        self._real.store_u64(*arguments)
+
+    def add_u64(self, *arguments: int) -> None:
+        self._life.change()
+        self._real.add_u64(*arguments)
+
+
+class _MortalBlocks(_Mortal):
+    """Blocks whose chains are painted one block, one change, at a time, as the native code does it."""
+
+    def __init__(self, life: Life, real: Blocks, states: Words, nexts: Words, free: int) -> None:
+        super().__init__(life, real)
+        self._states = states
+        self._nexts = nexts
+        self._free = free
+
+    def claim(self, wanted: int, state: int) -> int:
+        first: int = self._real.claim(wanted, state)
+        chain = self._real.chain(first)
+        for place, _ in enumerate(chain):
+            try:
+                self._life.change()
+            except Killed:
+                for block in chain[place:]:
+                    self._states.store(block, self._free)
+                raise
+        return first
+
+    def mark(self, first: int, state: int) -> None:
+        for block in self._real.chain(first):
+            self._life.change()
+            self._states.store(block, state)
+
+    def trim(self, first: int, keep: int) -> int:
+        chain = self._real.chain(first)
+        self._life.change()
+        self._nexts.store(chain[keep - 1], NONE)
+        for block in chain[keep:]:
+            self._life.change()
+            self._states.store(block, self._free)
+        return len(chain) - keep
+
+
+class MortalDescriptors(Descriptors):
+    """Descriptors whose plain fields are written in one change each."""
+
+    def __init__(self, life: Life, arena: Any, real: Arena) -> None:
+        super().__init__(arena)
+        self._life = life
+        self._arena = arena
+        assert arena.layout is real.layout
+
+    def set_output(self, index: int, output: Any) -> None:
+        self._life.change()
+        super().set_output(index, output)
+
+
+def mortal(arena: Arena, life: Life) -> Any:
+    """The arena as a process with this life changes it."""
+    real = arena
+    stand_in: Any = _Mortal(life, real)
+    geometry, layout = real.geometry, real.layout
+    stand_in.memory = _MortalStores(life, real.memory)
+    for name in ("batch_states", "slab_states", "output_states", "seal_ring"):
+        setattr(stand_in, name, _MortalStores(life, getattr(real, name)))
+    slab_nexts = Words(real.memory, layout.slab_nexts, geometry.slab_count)
+    output_nexts = Words(real.memory, layout.output_nexts, geometry.output_count)
+    stand_in.slabs = _MortalBlocks(life, real.slabs, real.slab_states, slab_nexts, OUTPUT_FREE)
+    stand_in.outputs = _MortalBlocks(life, real.outputs, real.output_states, output_nexts, OUTPUT_FREE)
+    return stand_in
+
+
+def make_mortal(holder: Any, real: Arena, life: Life) -> None:
+    """Let an Admission or a Compressor change the arena only as long as ``life`` lasts."""
+    holder._arena = mortal(real, life)  # noqa: SLF001 - the test stands between the two
+    holder._descriptors = MortalDescriptors(life, holder._arena, real)  # noqa: SLF001 - as above
