@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from mmap import mmap
+from types import TracebackType
 from typing import Any, Final
 
 from slabpress.records import Headers, Part
@@ -62,6 +63,27 @@ class RecordHandle:
     _index: int
     _looked: bool
     def __init__(self, batch: OpenBatch, index: int) -> None: ...
+
+class Mutex:
+    def acquire(self, blocking: bool = True) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+class TopicLanes:
+    open: list[Any]
+    sticky: int
+
+class FastLane:
+    closed: bool
+    def __init__(
+        self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any], handle_type: type[RecordHandle]
+    ) -> None: ...
+    def append(
+        self, topic_name: str, value: Part, key: Part, headers: Headers | None, timestamp_ms: int | None
+    ) -> Any: ...
 
 class RecordWriter:
     batch_bytes: int

@@ -42,6 +42,21 @@ cdef extern from *:
     void sp_fence() nogil
     int64_t sp_now_ms() nogil
 
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_mutexattr_t:
+        pass
+    int PTHREAD_MUTEX_ERRORCHECK
+    int pthread_mutexattr_init(pthread_mutexattr_t *attributes)
+    int pthread_mutexattr_settype(pthread_mutexattr_t *attributes, int kind)
+    int pthread_mutexattr_destroy(pthread_mutexattr_t *attributes)
+    int pthread_mutex_init(pthread_mutex_t *mutex, pthread_mutexattr_t *attributes)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     int PyBUF_READ
@@ -391,10 +406,144 @@ cdef class RecordHandle:
     cdef readonly Py_ssize_t _index
     cdef public bint _looked
 
-    def __cinit__(self, OpenBatch batch not None, Py_ssize_t index):
+    def __cinit__(self, OpenBatch batch=None, Py_ssize_t index=0):
         self._batch = batch
         self._index = index
         self._looked = False
+
+
+cdef class Mutex:
+    """A lock that costs a tenth of threading.Lock when nobody else wants it; a Condition can stand on it.
+
+    Waiting for it releases the GIL. It must be released by the thread that acquired it. A thread that holds it
+    and asks for it again gets RuntimeError and not a deadlock: a signal handler or a __del__ may run the user's
+    code, and that code may send, at any bytecode.
+    """
+
+    cdef pthread_mutex_t mutex
+
+    def __cinit__(self):
+        cdef pthread_mutexattr_t attributes
+        cdef int code
+        pthread_mutexattr_init(&attributes)
+        pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK)
+        code = pthread_mutex_init(&self.mutex, &attributes)
+        pthread_mutexattr_destroy(&attributes)
+        if code != 0:
+            raise MemoryError("pthread_mutex_init failed")
+
+    def __dealloc__(self):
+        pthread_mutex_destroy(&self.mutex)
+
+    cdef bint try_lock(self) noexcept:
+        return pthread_mutex_trylock(&self.mutex) == 0
+
+    cdef int lock(self) except -1:
+        cdef int code = 0
+        if not self.try_lock():
+            with nogil:
+                code = pthread_mutex_lock(&self.mutex)
+            if code != 0:
+                raise RuntimeError("a producer is used inside one of its own calls, by a signal handler, a __del__ "
+                                   "or an iterator that sends")
+        return 0
+
+    cdef void unlock(self) noexcept:
+        pthread_mutex_unlock(&self.mutex)
+
+    def acquire(self, bint blocking=True):
+        """Take the lock; False if it is taken and ``blocking`` is false."""
+        if not blocking:
+            return self.try_lock()
+        self.lock()
+        return True
+
+    def release(self):
+        """Give the lock back."""
+        self.unlock()
+
+    def __enter__(self):
+        self.lock()
+        return True
+
+    def __exit__(self, kind, error, trace):
+        self.unlock()
+
+
+cdef class TopicLanes:
+    """Where a topic's records go. Subclassed in pipeline/.
+
+    Attributes:
+        open: the open batch of each partition, or None.
+        sticky: the partition of records without a key.
+    """
+
+    cdef public list open
+    cdef public int32_t sticky
+
+    def __init__(self):
+        self.open = []
+        self.sticky = 0
+
+
+cdef class FastLane:
+    """The way of nearly every record: a known topic, an open batch with room, nobody waiting for any.
+
+    Whatever is not so goes the long way (pipeline/sender.py), which decides everything anew.
+
+    Args:
+        mutex: the producer's lock.
+        writer: the record writer.
+        topics: the known topics by name, a dict of str to TopicLanes; looked at under the lock.
+        handle_type: a subclass of RecordHandle.
+
+    Attributes:
+        closed: nothing goes this way any more: the producer is closed, failed or forked, or threads wait for
+            room and must not be overtaken. Set under the lock, but for a forked child's.
+    """
+
+    cdef Mutex mutex
+    cdef RecordWriter writer
+    cdef dict topics
+    cdef type handle_type
+    cdef public bint closed
+
+    def __init__(self, Mutex mutex not None, RecordWriter writer not None, dict topics not None, type handle_type):
+        self.mutex = mutex
+        self.writer = writer
+        self.topics = topics
+        self.handle_type = handle_type
+        self.closed = False
+
+    def append(self, topic_name, value, key, headers, timestamp_ms):
+        """Append one record: its handle, or None where it must go the long way. Raises what ``append`` raises."""
+        cdef TopicLanes topic
+        cdef RecordHandle handle
+        cdef object slot
+        cdef Py_ssize_t size = 0
+        if self.closed or type(topic_name) is not str:
+            return None
+        if headers is not None:
+            headers = header_pairs(headers)  # before the lock: it may run the user's code
+        if not self.mutex.try_lock():
+            return None
+        try:
+            slot = self.topics.get(topic_name)
+            if slot is None or self.closed:
+                return None
+            topic = <TopicLanes?>slot
+            slot = topic.open[topic.sticky if key is None else partition_of(key, PyList_GET_SIZE(topic.open))]
+            if slot is None:
+                return None
+            size = self.writer.encode(<OpenBatch?>slot, key, value, headers, read_timestamp(timestamp_ms))
+            if size <= 0:
+                return None
+            handle = <RecordHandle>self.handle_type.__new__(self.handle_type)
+            handle._batch = <OpenBatch>slot
+            handle._index = handle._batch.records - 1
+            return handle
+        finally:
+            self.mutex.unlock()
 
 
 cdef struct Piece:

@@ -20,7 +20,7 @@ from slabpress.units import format_bytes
 
 # Footprints: PSS without the arena, rounded up, of each idle process on CPython 3.11 to 3.13, x86-64 Linux.
 WORKER_PROCESS_BYTES: Final = 9 << 20
-NETWORK_PROCESS_BYTES: Final = 28 << 20
+NETWORK_PROCESS_BYTES: Final = 20 << 20
 COORDINATOR_BYTES: Final = 6 << 20
 
 _SLAB_BYTES_LEAST: Final = 4 * 1024

@@ -74,6 +74,7 @@ class Producer:
         self.plan: MemoryPlan = plan_memory(self.config)
         self._coordinator = Coordinator(self.config, self.plan, self._roles, on_delivery)
         self._sender = self._coordinator.sender
+        self._fast_lane = self._sender.fast_lane
         self._closed = False
         watch_forks(self._coordinator)
         _open_producers.add(self)
@@ -122,7 +123,14 @@ class Producer:
             BufferFullError: there was no room within max_block_ms.
             ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
         """
-        return self._sender.send(topic, value, key, headers, partition, timestamp_ms, on_delivery)
+        handle: DeliveryHandle | None = None
+        if partition is None:
+            handle = self._fast_lane.append(topic, value, key, headers, timestamp_ms)
+        if handle is None:
+            handle = self._sender.send(topic, value, key, headers, partition, timestamp_ms)
+        if on_delivery is not None:
+            handle.add_done_callback(on_delivery)
+        return handle
 
     def send_many(
         self,

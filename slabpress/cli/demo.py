@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     partitions = arguments.partitions
     topic = f"slabpress-demo-{uuid.uuid4().hex[:8]}"
     with contextlib.ExitStack() as stack:
+        stack.callback(_note, "")
         servers, place = arguments.bootstrap_server, f"{arguments.bootstrap_server}, which keeps it"
         others: frozenset[int] = frozenset()
         if servers is None:
@@ -67,10 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         sent = _send(servers, settings, topic, records, PeakMemory(baseline, others))
         _note("reading back ...")
         found = read_back(servers, topic, partitions)
-        _note("")
     print(f"topic {topic}, {partitions} partitions, at {place}\n")
     _show(path.name, records, sent)
-    return _judge(expected, found)
+    return judge(expected, found)
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -129,7 +129,8 @@ def _show(source: str, records: Records, sent: Sent) -> None:
     print(f"measured peak: {peak} (arena, and PSS of all its processes in {sent.samples} samples)\n")
 
 
-def _judge(expected: Checksum, found: Checksum) -> int:
+def judge(expected: Checksum, found: Checksum) -> int:
+    """Say whether what was read is what was sent; the exit code."""
     differences = expected.differences(found)
     for text in differences:
         complain(f"not equal: {text}")

@@ -22,6 +22,7 @@ import weakref
 from collections.abc import Callable
 from typing import Final
 
+from slabpress._native import Mutex
 from slabpress.config import Config
 from slabpress.cpus import memory_available_bytes
 from slabpress.errors import (
@@ -82,7 +83,7 @@ class Coordinator:
         rng = random.Random()  # noqa: S311 - spreads records over partitions, protects nothing
         self.plan = plan
         self.watch = Watch()
-        self.lock = threading.Lock()
+        self.lock = Mutex()
         with contextlib.ExitStack() as undo:
             self.arena = Arena.create(plan.geometry)
             undo.callback(self.arena.close)
@@ -169,7 +170,7 @@ class Coordinator:
 
     def _refuse(self, refusal: Callable[[], SlabpressError]) -> None:
         with self.lock:
-            self.sender.refusal = refusal
+            self.sender.refuse(refusal)
             self.sender.line.call_all()
             self.sender.metadata_changed.notify_all()
 
@@ -257,7 +258,7 @@ class Coordinator:
 
     def forked(self) -> None:
         """This process is a forked child: refuse every call, touch nothing that the parent uses."""
-        self.sender.refusal = _forked
+        self.sender.refuse(_forked)
 
     def is_forked(self) -> bool:
         """Whether this is a forked child of the process that made the producer."""

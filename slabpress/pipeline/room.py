@@ -10,14 +10,16 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from slabpress._native import Mutex
+
 
 class Turn:
     """One thread's place in the line."""
 
     __slots__ = ("called",)
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self.called = threading.Condition(lock)
+    def __init__(self, lock: Mutex) -> None:
+        self.called = threading.Condition(lock)  # type: ignore[arg-type] # Mutex has what a Condition needs
 
 
 class RoomLine:
@@ -30,7 +32,7 @@ class RoomLine:
         turns: who waits, first to last; only for looking whether anybody does.
     """
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: Mutex) -> None:
         self._lock = lock
         self.turns: deque[Turn] = deque()
 

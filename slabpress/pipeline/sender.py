@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from slabpress._native import BATCH_FULL, partition_for_key
+from slabpress._native import BATCH_FULL, FastLane, Mutex, partition_for_key
 from slabpress.config import Config
 from slabpress.errors import (
     BootstrapError,
@@ -56,6 +56,7 @@ class Sender:
 
     Attributes:
         lock: the producer's lock: guards the accumulator, the topics and the line.
+        fast_lane: the native way of records that need not wait.
         metadata_changed: notified when the topics' metadata may have changed.
         refusal: makes the error that every call gets once the producer is closed, broken or forked; None
             while it is usable.
@@ -67,14 +68,15 @@ class Sender:
         plan: MemoryPlan,
         arena: Arena,
         control: Control,
-        lock: threading.Lock,
+        lock: Mutex,
         accumulator: Accumulator,
         topics: TopicRegistry,
     ) -> None:
         self.lock = lock
-        self.metadata_changed = threading.Condition(lock)
+        self.metadata_changed = threading.Condition(lock)  # type: ignore[arg-type] # Mutex has what a Condition needs
         self.line = RoomLine(lock)
         self._turns = self.line.turns
+        self.fast_lane = FastLane(lock, accumulator.writer, topics.known, DeliveryHandle)
         self.refusal: Callable[[], SlabpressError] | None = None
         self._max_block_ms = config.max_block_ms
         self._buffer_memory = config.buffer_memory
@@ -86,6 +88,11 @@ class Sender:
         self._writer = accumulator.writer
         self._topics = topics
         self._known = topics.known
+
+    def refuse(self, refusal: Callable[[], SlabpressError]) -> None:
+        """From now on every call gets this error. In a forked child it is called without the lock."""
+        self.fast_lane.closed = True
+        self.refusal = refusal
 
     def check_usable(self) -> None:
         """Raise if the producer was closed, broke, or belongs to another process."""
@@ -100,30 +107,12 @@ class Sender:
         headers: Headers | None,
         partition: int | None,
         timestamp_ms: int | None,
-        on_delivery: DoneCallback | None,
     ) -> DeliveryHandle:
-        """Append one record; see ``Producer.send``."""
-        if self.refusal is not None:
-            raise self.refusal()
-        handle = None
+        """Append one record the long way, waiting where it must; see ``Producer.send``."""
+        self.check_usable()  # before the lock as well: in a forked child it may be held for ever
         with self.lock:
-            if self.refusal is not None:  # closed while this thread waited for the lock
-                raise self.refusal()
-            # Nearly every record: a known topic, an open batch with room, and nobody waiting.
-            if partition is None and type(topic_name) is str and topic_name in self._known and not self._turns:
-                topic = self._known[topic_name]
-                batch = topic.open[topic.sticky if key is None else partition_for_key(key, len(topic.open))]
-                if batch is not None:
-                    try:
-                        if self._writer.append(batch, key, value, headers, timestamp_ms) > 0:
-                            handle = DeliveryHandle(batch, batch.records - 1)
-                    except OverflowError:
-                        raise self._too_large(topic_name) from None
-            if handle is None:
-                handle = self._send_waiting(topic_name, value, key, headers, partition, timestamp_ms)
-        if on_delivery is not None:
-            handle.add_done_callback(on_delivery)
-        return handle
+            self.check_usable()
+            return self._send_waiting(topic_name, value, key, headers, partition, timestamp_ms)
 
     def _append(self, batch: Batch, key: Part, value: Part, headers: Headers | None, timestamp_ms: int | None) -> int:
         try:
@@ -203,6 +192,7 @@ class Sender:
                 if turn is None:
                     # Ask to be woken, then look once more: what was freed in between rang for nobody.
                     turn = self.line.join()
+                    self.fast_lane.closed = True  # nobody overtakes who waits
                     self._arena.memory.store_u64(at.ROOM_WANTED_AT, 1)
                     self._arena.memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * 3, 1)
                     self._arena.memory.fence()
@@ -213,6 +203,7 @@ class Sender:
                 self.line.leave(turn)
                 if not self._turns and self.refusal is None:
                     self._arena.memory.store_u64(at.ROOM_WANTED_AT, 0)
+                    self.fast_lane.closed = False
 
     def _wait_in_line(self, turn: Turn, topic: Topic, deadline: float) -> None:
         remaining = deadline - time.monotonic()

@@ -7,6 +7,7 @@ import re
 from collections import deque
 from typing import Final
 
+from slabpress._native import TopicLanes
 from slabpress.errors import RecordTypeError, TooManyTopicsError, TopicNameError
 from slabpress.pipeline.batch import Batch
 from slabpress.shm.topics import TopicAnswer, TopicTable
@@ -15,7 +16,7 @@ TOPIC_NAME_MAX: Final = 249
 _LEGAL_NAME: Final = re.compile(r"[a-zA-Z0-9._-]+")
 
 
-class Topic:
+class Topic(TopicLanes):
     """One topic, known to the cluster.
 
     Attributes:
@@ -25,14 +26,14 @@ class Topic:
         sticky: the partition that keyless records go to until its batch is sealed (KIP-480).
     """
 
-    __slots__ = ("index", "name", "open", "partition_indices", "sticky")
+    __slots__ = ("index", "name", "partition_indices")
+    open: list[Batch | None]
 
     def __init__(self, name: str, index: int) -> None:
+        super().__init__()
         self.name = name
         self.index = index
-        self.open: list[Batch | None] = []
         self.partition_indices: list[int] = []
-        self.sticky = 0
 
     def grow(self, partitions: int) -> None:
         """Take note of partitions that were added; Kafka never takes any away from a topic."""

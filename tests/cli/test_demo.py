@@ -11,6 +11,7 @@ import pytest
 
 from slabpress.cli.compare import Checksum
 from slabpress.cli.data import Records, find_flights, load
+from slabpress.cli.demo import judge
 from slabpress.cli.outcome import CommandError
 from tests.cli.rig import Cluster, slabpress
 
@@ -110,6 +111,13 @@ def test_whatever_differs_is_named(read: tuple[tuple[bytes | None, bytes], ...],
     assert len(found) == len(says)
     for text, part in zip(found, says, strict=True):
         assert part in text
+
+
+def test_a_difference_is_said_and_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge(checksum(*SENT), checksum(*SENT[1:])) == 1
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert errors.startswith("slabpress: not equal: 5 records were sent and 4 were read\n")
 
 
 def test_the_demo_on_a_cluster_compares_everything(cluster: Cluster, tmp_path: Path) -> None:

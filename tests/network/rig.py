@@ -7,6 +7,7 @@ batches with the native record writer and "compresses" them by copying slabs int
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import os
 import signal
@@ -183,6 +184,7 @@ class Rig:
             assert (code, said) == (0, b"")
         os.close(self._parent)
         self.control.close()
+        gc.collect()  # queues and their arena know each other, and batches hold views of it
         self.arena.close()
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:
@@ -193,7 +195,10 @@ class Rig:
                 raise AssertionError(f"the network process died: {self._reap()}")
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {timeout_s} s: {what}")
-            self.control.bells[COORDINATOR].wait(0.01)
+            self.control.lie_down(COORDINATOR)
+            if not condition():
+                self.control.bells[COORDINATOR].wait(0.01)
+            self.control.get_up(COORDINATOR)
 
     # The coordinator.
 

@@ -106,6 +106,20 @@ def test_bootstrap_of_which_only_the_last_answers(mock: MockCluster) -> None:
         assert rig.arena.report() == ""
 
 
+def test_bootstrap_over_ipv6() -> None:
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with listener, Rig(f"[::1]:{listener.getsockname()[1]}") as rig:
+        rig.want("t")
+        listener.settimeout(10)
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.recv(8)[4:] == b"\0\x12\0\x03"
+        rig.until(lambda: "[::1]:" in rig.arena.report(), "a report of the server")
+
+
 def test_dead_bootstrap_is_reported_and_forgotten_when_it_answers() -> None:
     [port] = _closed_ports(1)
     with Rig([f"127.0.0.1:{port}", "no-such-host.invalid:9092"]) as rig:
@@ -197,6 +211,21 @@ def test_a_partition_without_a_leader_holds_up_only_its_own(fake: FakeBroker) ->
         assert not rig.done(waiting)
         del fake.leaders["t", 0]
         assert rig.result(waiting).code == 0
+
+
+def test_the_leader_that_an_answer_names_is_asked_at_once(mock: MockCluster) -> None:
+    """KIP-951: librdkafka's mock names the new leader in the answer."""
+    limits = {"retry_backoff_ms": 1, "retry_backoff_max_ms": 1}
+    with Rig(mock.bootstrap_servers, settings=limits) as rig:
+        rig.know("t")
+        mock.set_leader("t", 0, 1)
+        rig.topics.request_refresh()
+        rig.control.wake(1)
+        assert rig.result(rig.send("t", 0, b"x")).code == 0
+        mock.set_leader("t", 0, 2)
+        # Metadata breaks its connection, so only the hint can tell.
+        mock.push_request_errors(METADATA, [-195] * 30)
+        assert rig.result(rig.send("t", 0, b"y")).code == 0
 
 
 def test_a_broker_that_is_down_holds_up_only_its_own(mock: MockCluster) -> None:

@@ -1,0 +1,256 @@
+"""Open batches, with a clock of the test's own: when they are sealed, in which order, and where records go next."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.topics import Topic
+from slabpress.shm import layout as at
+from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.states import (
+    DONE,
+    FREE,
+    OPEN,
+    REPORTING,
+    SEALED,
+    SLAB_COMPRESSING,
+    SLAB_OPEN,
+    SLAB_SEALED,
+)
+
+from tests.pipeline.instant import Parts, parts
+
+MS = 1_000_000
+
+
+def _open(rig: Parts, topic: Topic, partition: int, now_ns: int = 0, size: int = 1) -> Batch:
+    """Open a batch with one record of about ``size`` bytes."""
+    index = rig.registry.partition_index(topic, partition)
+    batch = rig.accumulator.open_batch(topic, partition, index, now_ns)
+    assert batch is not None
+    assert rig.accumulator.writer.append(batch, None, b"x" * size, None, 0) > 0
+    return batch
+
+
+def test_a_batch_lingers_from_its_opening_and_not_from_its_last_record() -> None:
+    with parts(linger_ms=5) as rig:
+        topic = rig.topic("t", 3)
+        assert rig.accumulator.next_linger_ns() is None
+        first, second = _open(rig, topic, 0, 10 * MS), _open(rig, topic, 1, 12 * MS)
+        assert rig.accumulator.next_linger_ns() == 15 * MS
+        rig.accumulator.writer.append(first, None, b"later", None, 0)
+        rig.accumulator.seal_lingering(15 * MS - 1)
+        assert rig.sealed() == []
+        rig.accumulator.seal_lingering(15 * MS)
+        assert rig.sealed() == [first.descriptor]
+        assert topic.open == [None, second, None]
+        assert rig.accumulator.next_linger_ns() == 17 * MS
+        rig.accumulator.seal_lingering(1000 * MS)
+        assert rig.sealed() == [first.descriptor, second.descriptor]
+        assert rig.accumulator.next_linger_ns() is None
+
+
+def test_a_batch_that_is_opened_again_lingers_anew() -> None:
+    with parts(linger_ms=5) as rig:
+        topic = rig.topic("t", 2)
+        first, other = _open(rig, topic, 0, 0), _open(rig, topic, 1, 1 * MS)
+        rig.accumulator.seal(first)
+        _open(rig, topic, 0, 2 * MS)
+        assert rig.accumulator.next_linger_ns() == 6 * MS
+        rig.accumulator.seal_lingering(6 * MS)
+        assert rig.sealed() == [first.descriptor, other.descriptor]
+
+
+def test_sealing_gives_a_place_in_the_order_and_everything_a_worker_needs() -> None:
+    with parts() as rig:
+        topic = rig.topic("t", 3)
+        batches = [_open(rig, topic, partition, size=1500) for partition in range(3)]
+        states = [rig.arena.slab_states.load(slab) for slab in rig.arena.slabs.chain(batches[0].first_slab)]
+        assert states == [SLAB_OPEN, SLAB_OPEN]
+        for batch in (batches[2], batches[0], batches[1]):
+            rig.accumulator.seal(batch)
+        assert rig.sealed() == [batches[2].descriptor, batches[0].descriptor, batches[1].descriptor]
+        assert [batch.seal_number for batch in batches] == [2, 3, 1]
+        assert topic.open == [None] * 3
+        assert rig.accumulator.open_batches == 0
+        for batch in batches:
+            assert rig.arena.batch_states.load(batch.descriptor) == SEALED
+            assert Descriptors(rig.arena).seal_number(batch.descriptor) == batch.seal_number
+            slabs = rig.arena.slabs.chain(batch.first_slab)
+            assert [rig.arena.slab_states.load(slab) for slab in slabs] == [SLAB_SEALED] * 2
+            said = Descriptors(rig.arena).sealed(batch.descriptor)
+            assert said.raw_bytes == batch.bytes
+            assert rig.table.partition(said.partition_index) == (topic.index, batch.partition)
+        counters = [rig.arena.memory.load_u64(at.COORDINATOR_COUNTERS_AT + 8 * place) for place in range(3)]
+        assert counters == [3, sum(batch.bytes for batch in batches), 3]
+
+
+def test_sealing_wakes_a_worker_that_sleeps() -> None:
+    with parts() as rig:
+        rig.control.lie_down(2)
+        rig.accumulator.seal(_open(rig, rig.topic("t", 1), 0))
+        assert rig.control.bells[0].wait(0, [rig.control.bells[2].fileno()]) == [rig.control.bells[2].fileno()]
+
+
+def test_a_batch_without_a_record_is_given_back_and_not_sealed() -> None:
+    with parts() as rig:
+        topic = rig.topic("t", 1)
+        index = rig.registry.partition_index(topic, 0)
+        batch = rig.accumulator.open_batch(topic, 0, index, 0)
+        assert batch is not None
+        assert rig.arena.batch_states.load(batch.descriptor) == OPEN
+        rig.accumulator.seal(batch)
+        assert rig.arena.batch_states.load(batch.descriptor) == FREE
+        assert rig.arena.seal_tail == 0
+        assert rig.accumulator.batches == [None] * rig.arena.geometry.batch_count
+
+
+def test_no_descriptor_free_means_no_batch() -> None:
+    with parts() as rig:
+        topic = rig.topic("t", 1)
+        for descriptor in range(1, rig.arena.geometry.batch_count):
+            rig.arena.batch_states.store(descriptor, DONE)
+        batch = _open(rig, topic, 0)
+        assert batch.descriptor == 0
+        topic.open[0] = None
+        assert rig.accumulator.open_batch(topic, 0, 0, 0) is None
+        rig.arena.batch_states.store(7, FREE)
+        again = rig.accumulator.open_batch(topic, 0, 0, 0)
+        assert again is not None
+        assert again.descriptor == 7
+
+
+def _fill(rig: Parts, count: int, sizes: list[int]) -> list[Batch]:
+    topic = rig.topic("t", count)
+    return [_open(rig, topic, partition, partition, size) for partition, size in enumerate(sizes)]
+
+
+def test_pressure_seals_the_fullest_batches_first() -> None:
+    with parts(max_topic_partitions=64) as rig:
+        batches = _fill(rig, 9, [10, 900, 20, 30, 800, 40, 50, 60, 70])
+        rig.accumulator.relieve_pressure()
+        assert rig.sealed() == [batches[1].descriptor], "an eighth of nine, at least one"
+        rig.accumulator.relieve_pressure()
+        assert rig.sealed() == [batches[1].descriptor, batches[4].descriptor]
+
+
+def test_pressure_seals_an_eighth_at_a_time() -> None:
+    with parts(max_topic_partitions=64) as rig:
+        batches = _fill(rig, 16, list(range(100, 900, 50)))
+        rig.accumulator.relieve_pressure()
+        assert rig.sealed() == [batches[15].descriptor, batches[14].descriptor]
+
+
+@pytest.mark.parametrize("state", [SLAB_SEALED, SLAB_COMPRESSING | 3 << 8])
+def test_pressure_seals_nothing_while_enough_is_on_its_way(state: int) -> None:
+    with parts() as rig:
+        _fill(rig, 2, [10, 20])
+        quarter = rig.arena.geometry.slab_count // 4
+        first = rig.arena.slabs.claim(quarter + 1, state)
+        rig.accumulator.relieve_pressure()
+        assert rig.sealed() == []
+        rig.arena.slabs.trim(first, quarter)
+        rig.accumulator.relieve_pressure()
+        assert len(rig.sealed()) == 1
+
+
+def test_keyless_records_move_to_another_partition_when_their_batch_is_sealed() -> None:
+    with parts(max_topic_partitions=64) as rig:
+        topic = rig.topic("t", 4)
+        seen = set()
+        for _ in range(60):
+            before = topic.sticky
+            rig.accumulator.seal(_open(rig, topic, before))
+            assert topic.sticky != before
+            seen.add(topic.sticky)
+            if rig.arena.slabs.count_free() < 2:
+                while rig.pipeline.deliver_one():
+                    pass
+                for batch in rig.accumulator.take_done():
+                    rig.accumulator.release(batch)
+        assert seen == {0, 1, 2, 3}
+
+
+def test_keyless_records_stay_while_another_partitions_batch_is_sealed() -> None:
+    with parts() as rig:
+        topic = rig.topic("t", 4)
+        other = (topic.sticky + 1) % 4
+        before = topic.sticky
+        rig.accumulator.seal(_open(rig, topic, other))
+        assert topic.sticky == before
+
+
+def test_a_topic_of_one_partition_has_nowhere_else_to_stick() -> None:
+    topic = Topic("t", 0)
+    topic.grow(1)
+    topic.stick_elsewhere(random.Random(1))
+    assert topic.sticky == 0
+
+
+def test_done_batches_are_taken_once_and_their_descriptors_kept_until_released() -> None:
+    with parts() as rig:
+        topic = rig.topic("t", 2)
+        first, second = _open(rig, topic, 0), _open(rig, topic, 1)
+        rig.accumulator.seal_all()
+        assert rig.accumulator.unfinished() == [first, second]
+        rig.arena.batch_states.store(second.descriptor, DONE)
+        assert rig.accumulator.take_done() == [second]
+        assert rig.accumulator.take_done() == []
+        assert rig.arena.batch_states.load(second.descriptor) == REPORTING
+        assert rig.accumulator.unfinished() == [first, second]
+        rig.accumulator.release(second)
+        assert rig.arena.batch_states.load(second.descriptor) == FREE
+        assert rig.accumulator.unfinished() == [first]
+
+
+def test_unfinished_batches_come_in_seal_order_and_open_ones_last() -> None:
+    with parts() as rig:
+        topic = rig.topic("t", 4)
+        batches = [_open(rig, topic, partition) for partition in range(4)]
+        rig.accumulator.seal(batches[3])
+        rig.accumulator.seal(batches[1])
+        assert rig.accumulator.unfinished()[:2] == [batches[3], batches[1]]
+        assert set(rig.accumulator.unfinished()[2:]) == {batches[0], batches[2]}
+        assert rig.accumulator.open_batches == 2
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from("oosasdd"), st.integers(0, 3), st.integers(0, 900)), max_size=60))
+def test_slabs_and_descriptors_are_conserved_and_order_is_kept(steps: list[tuple[str, int, int]]) -> None:
+    with parts() as rig:
+        topic, now = rig.topic("t", 4), 0
+        for what, partition, size in steps:
+            now += MS
+            batch = topic.open[partition]
+            if what == "o" and batch is None and rig.arena.slabs.count_free() > 1:
+                _open(rig, topic, partition, now, size)
+            elif what == "s" and batch is not None:
+                rig.accumulator.seal(batch)
+            elif what == "a":
+                rig.accumulator.seal_lingering(now)
+            elif what == "d":
+                rig.pipeline.deliver_one()
+                for done in rig.accumulator.take_done():
+                    rig.accumulator.release(done)
+            _check_conservation(rig, topic)
+        numbers = [Descriptors(rig.arena).seal_number(index) for index in rig.sealed()[-3:]]
+        assert all(earlier < later for earlier, later in itertools.pairwise(numbers) if later)
+
+
+def _check_conservation(rig: Parts, topic: Topic) -> None:
+    open_batches = [batch for batch in topic.open if batch is not None]
+    assert rig.accumulator.open_batches == len(open_batches)
+    states = rig.arena.batch_states
+    assert sorted(states.find_all(OPEN)) == sorted(batch.descriptor for batch in open_batches)
+    tracked = [batch.descriptor for batch in rig.accumulator.batches if batch is not None]
+    assert sorted(tracked) == [index for index in range(states.count) if states.load(index) != FREE]
+    chains = [rig.arena.slabs.chain(batch.first_slab) for batch in open_batches]
+    chains += [rig.arena.slabs.chain(Descriptors(rig.arena).sealed(index).first_slab) for index in states.find_all(SEALED)]
+    slabs = [slab for chain in chains for slab in chain]
+    assert len(set(slabs)) == len(slabs)
+    assert rig.arena.slabs.count_free() == rig.arena.geometry.slab_count - len(slabs)
