@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,13 @@ from tests.support.mock_cluster import MockCluster
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 RECORDS = 400_000
-_ARENA = "memfd:slabpress-"
-_HEADER = re.compile(r"^[0-9a-f]+-[0-9a-f]+ ")
 
 
 def private_pss_bytes(pid: int) -> int:
-    """PSS of a process without the arena and the control block."""
-    total, counted = 0, True
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if _HEADER.match(line):
-            counted = _ARENA not in line
-        elif counted and line.startswith("Pss:"):
-            total += int(line.split()[1]) * 1024
-    return total
+    """PSS of a process without shared memory, which is the arena and the control block."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    figures = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in rollup}
+    return figures["Pss"] - figures["Pss_Shmem"]
 
 
 def measure(codec: str, servers: str, lines: list[bytes]) -> dict[str, int]:
@@ -65,11 +58,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     lines = json_lines(10_000)
-    rows: list[dict[str, Any]] = []
     with MockCluster() as sink:
         sink.create_topic("footprint", 4)
-        for codec in CODECS:
-            rows.append({"codec": codec} | measure(codec, sink.bootstrap_servers, lines))
+        rows: list[dict[str, Any]] = [
+            {"codec": codec} | measure(codec, sink.bootstrap_servers, lines) for codec in CODECS
+        ]
     names = list(rows[0])[1:]
     print("MiB of PSS without the arena")
     print(f"{'codec':8}" + "".join(f"{name:>24}" for name in names))

@@ -117,7 +117,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         known = cls.__struct_fields__
         for name in settings:
-            if name not in known or name == "bootstrap_servers":
+            if name == "bootstrap_servers":
+                raise ConfigError("bootstrap_servers was given twice: it is the first argument")
+            if name not in known:
                 raise ConfigError(_unknown(name, known))
         values: dict[str, Any] = dict(settings)
         values["bootstrap_servers"] = _servers(bootstrap_servers)

@@ -15,7 +15,7 @@ from slabpress.config import BATCH_BYTES_DEFAULT, SLABS_PER_ARENA, Config
 from slabpress.cpus import usable_cpus
 from slabpress.errors import ConfigError
 from slabpress.shm.control import CONTROL_BYTES
-from slabpress.shm.layout import Geometry, layout_of, plan_geometry
+from slabpress.shm.layout import WORKERS_MAX, Geometry, layout_of, plan_geometry
 from slabpress.units import format_bytes
 
 # Footprints: PSS without the arena, rounded up, of each idle process on CPython 3.11 to 3.13, x86-64 Linux.
@@ -113,7 +113,7 @@ def plan_memory(config: Config) -> MemoryPlan:
         ConfigError: buffer_memory is too small to hold even two slabs and two output buffers.
     """
     geometry = _geometry(config)
-    workers = config.workers or usable_cpus()
+    workers = config.workers or min(WORKERS_MAX, usable_cpus())
     slab_area = geometry.slab_bytes * geometry.slab_count
     batch_bytes = config.batch_size or max(geometry.slab_bytes, min(BATCH_BYTES_DEFAULT, slab_area // 8))
     largest_record = min(config.max_request_size, slab_area)

@@ -38,9 +38,10 @@ def command_line() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"slabpress {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{send,plan,demo}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{send,plan,settings,demo}")
     _add_send(commands)
     _add_plan(commands)
+    _add_settings_table(commands)
     _add_demo(commands)
     return parser
 
@@ -87,6 +88,14 @@ def _add_send(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--linger-ms", metavar="MS", help="how long an open batch waits for more records")
     parser.add_argument("--acks", metavar="0|1|all", help="who must have a batch before it counts as delivered")
     _add_settings(parser)
+
+
+def _add_settings_table(commands: argparse._SubParsersAction[Parser]) -> None:
+    commands.add_parser(
+        "settings",
+        help="list every setting, its default and its meaning",
+        description="Prints every setting of a producer as a Markdown table; --option NAME=VALUE takes any of them.",
+    )
 
 
 def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -24,12 +24,10 @@ _SIZES: Final = ("buffer_memory", "max_request_size")
 
 def settings_table() -> str:
     """The settings as a Markdown table: name, default, meaning."""
-    rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
     struct = inspect.type_info(Config)
     assert isinstance(struct, inspect.StructType)  # noqa: S101 - it is one
-    for field in struct.fields:
-        rows.append(f"| `{field.name}` | {_default(field)} | {_description(field.type)} |")
-    return "\n".join(rows)
+    rows = [f"| `{field.name}` | {_default(field)} | {_description(field.type)} |" for field in struct.fields]
+    return "\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows])
 
 
 def _default(field: inspect.Field) -> str:
@@ -62,9 +60,15 @@ def renewed(text: str) -> str:
     return f"{head}{BEGIN}\n{settings_table()}\n{END}{tail}"
 
 
+def run(_: argparse.Namespace) -> int:
+    """Print the table and return 0."""
+    print(settings_table())
+    return 0
+
+
 def main(argv: list[str]) -> int:
     """Print the table, or check or renew the one in a file."""
-    parser = argparse.ArgumentParser(prog="slabpress settings", description="every setting, its default and meaning")
+    parser = argparse.ArgumentParser(description="the table of settings in README.md")
     parser.add_argument("--check", type=Path, help="fail if this file's table is stale")
     parser.add_argument("--write", type=Path, help="renew this file's table")
     options = parser.parse_args(argv)

@@ -263,7 +263,9 @@ class Broker:
             return self._setup_deadline_ns
         return self.connection.deadline_ns or self._idle_deadline_ns(self.connection)
 
-    def _idle_deadline_ns(self, connection: Connection) -> int:
+    def _idle_deadline_ns(self, connection: Connection) -> int | None:
+        if self._tools.settings.connections_max_idle_ms < 0:
+            return None
         return connection.last_used_ns + self._tools.settings.connections_max_idle_ms * NS_PER_MS
 
     def check(self, now: int) -> None:

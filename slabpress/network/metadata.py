@@ -141,7 +141,8 @@ class RefreshSchedule:
         self._misses = 0 if complete else self._misses + 1
         self._not_before_ns = now + self._backoff.delay_ns(max(1, self._misses))
         again = self._asked_meanwhile or not complete
-        self.due_at_ns = self._not_before_ns if again else now + self._max_age_ns
+        on_age = max(now + self._max_age_ns, self._not_before_ns)
+        self.due_at_ns = self._not_before_ns if again else on_age
 
     def failed(self, now: int) -> None:
         """No answer will come."""

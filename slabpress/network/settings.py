@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class NetworkSettings(NamedTuple):
-    """Kafka's names and meanings; times in ms. ``send_buffer_bytes`` -1 leaves the system's size."""
+    """Kafka's names and meanings; times in ms. -1 leaves ``send_buffer_bytes`` to the system, idle connections open."""
 
     bootstrap_servers: list[str]
     client_id: str

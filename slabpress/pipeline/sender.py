@@ -1,14 +1,16 @@
 """The way of a record into an open batch; runs in the thread that calls send().
 
-    known topic?  --no-->  wait for its metadata      (max_block_ms, then UnknownTopicError, BootstrapError)
-    partition     given, or by key (murmur2), or the sticky one
-    room in the partition's open batch?
-       batch full --> seal it, open another
-       no slab or descriptor free --> wait in line    (max_block_ms, then BufferFullError)
+known topic?  --no-->  wait for its metadata      (max_block_ms, then UnknownTopicError, BootstrapError)
+partition     given, or by key (murmur2), or the sticky one
+room in the partition's open batch?
+   batch full --> seal it, open another
+   no slab or descriptor free --> wait in line    (max_block_ms, then BufferFullError)
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from slabpress.errors import (
     UnknownTopicError,
 )
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback
+from slabpress.pipeline.batch import Batch, DeliveryHandle
 from slabpress.pipeline.room import RoomLine, Turn
 from slabpress.pipeline.topics import Topic, TopicRegistry, check_topic_name
 from slabpress.plan import MemoryPlan
@@ -38,8 +40,13 @@ from slabpress.shm.states import OUTPUT_STATES, SLAB_STATES
 
 _T = TypeVar("_T")
 
+logger = logging.getLogger("slabpress")
+
 # A wake-up that was lost with a dead process costs the first in line this long, not for ever (law 3).
 _LOOK_AGAIN_S: Final = 1.0
+
+# A wait for metadata that takes longer is mentioned in the log.
+_PATIENCE_S: Final = 2.0
 
 # Metadata errors that waiting does not mend, and the names of those that it may.
 _FINAL_TOPIC_ERRORS: Final = {17: "INVALID_TOPIC_EXCEPTION", 29: "TOPIC_AUTHORIZATION_FAILED"}
@@ -211,8 +218,7 @@ class Sender:
             raise BufferFullError(self._describe_full(topic))
         self._accumulator.relieve_pressure()
         self.line.wait(turn, min(remaining, _LOOK_AGAIN_S))
-        if self.refusal is not None:
-            raise self.refusal()
+        self.check_usable()
 
     def _describe_full(self, topic: Topic) -> str:
         arena = self._arena
@@ -237,14 +243,18 @@ class Sender:
             return self._known[name]
         self._topics.want(name)
         self._control.wake(NETWORK)
+        started, patience = time.monotonic(), _PATIENCE_S
         try:
             while name not in self._known:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or self._topics.error_code(name) in _FINAL_TOPIC_ERRORS:
                     raise self._topic_missing(name)
-                self.metadata_changed.wait(remaining)
-                if self.refusal is not None:
-                    raise self.refusal()
+                self.metadata_changed.wait(min(remaining, patience))
+                self.check_usable()
+                if time.monotonic() - started > patience:
+                    # Said once: a program that seems to hang behind a wrong address should not do so in silence.
+                    patience = math.inf
+                    logger.warning("waiting for topic %r: %s", name, self._arena.report() or "no such topic yet")
         finally:
             self._topics.give_up(name)
         return self._known[name]
@@ -279,8 +289,7 @@ class Sender:
             self._control.wake(NETWORK)
             while self._topics.answer(topic.name).answers == before and deadline > time.monotonic():
                 self.metadata_changed.wait(deadline - time.monotonic())
-                if self.refusal is not None:
-                    raise self.refusal()
+                self.check_usable()
         if not 0 <= partition < len(topic.open):
             raise UnknownPartitionError(
                 f"topic {topic.name!r} has no partition {partition}: it has {len(topic.open)}, "

@@ -141,9 +141,7 @@ class Admission:
         The chains of live workers' batches are not walked: they publish and free them meanwhile.
         """
         arena, descriptors = self._arena, self._descriptors
-        outputs = {
-            block for index in orphans for block in arena.outputs.chain(descriptors.output(index).first_output)
-        }
+        outputs = {block for index in orphans for block in arena.outputs.chain(descriptors.output(index).first_output)}
         for block in arena.output_states.find_all(owned(OUTPUT_FILLING, dead_worker)):
             if block not in outputs:
                 arena.output_states.store(block, OUTPUT_FREE)

@@ -23,19 +23,19 @@ class Owner:
     """Remembers what it was told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, int]] = []
+        self.told: list[object] = []
 
     def became_ready(self, broker: Broker) -> None:
-        self.told.append(("ready", broker.node))
+        self.told.append(broker)
 
     def answered(self, broker: Broker, answer: Answer, now: int) -> None:
-        self.told.append(("answered", broker.node))
+        self.told.append((broker, answer, now))
 
     def handed_over(self, request: InFlight, now: int) -> None:
-        self.told.append(("handed over", 0))
+        self.told.append((request, now))
 
     def lost(self, broker: Broker, requests: list[InFlight], now: int) -> None:
-        self.told.append(("lost", broker.node))
+        self.told.append((broker, requests, now))
 
 
 class Bench:

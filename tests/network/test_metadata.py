@@ -104,6 +104,13 @@ def test_it_is_asked_again_on_age() -> None:
     assert due_ms(refresh) == 1000
 
 
+def test_an_age_of_nothing_is_no_storm() -> None:
+    refresh = RefreshSchedule(0, Backoff(10, 40, lambda: 0.5))
+    refresh.sent()
+    refresh.answered(0, complete=True)
+    assert due_ms(refresh) == 10
+
+
 def test_what_is_missing_is_asked_for_with_growing_delays() -> None:
     refresh = schedule()
     delays = []

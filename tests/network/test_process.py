@@ -491,6 +491,17 @@ def test_idle_connections_are_closed_after_their_time(mock: MockCluster) -> None
         assert rig.result(rig.send("t", 0, b"x")).code == 0
 
 
+def test_idle_connections_may_stay_open(mock: MockCluster) -> None:
+    with Rig(mock.bootstrap_servers, settings={"connections_max_idle_ms": -1}) as rig:
+        rig.know("t")
+        for _ in range(5):
+            assert rig.result(rig.send("t", 0, b"x")).code == 0
+        before = _cpu_ticks(rig.pid)
+        time.sleep(0.5)
+        assert _cpu_ticks(rig.pid) - before <= 1
+        assert rig.counter("reconnects") == 0
+
+
 def test_brokers_that_all_move_are_found_through_bootstrap() -> None:
     with FakeBroker({"t": 1}) as first, Proxy("127.0.0.1", first.port) as proxy, Rig(proxy.address) as rig:
         rig.know("t")

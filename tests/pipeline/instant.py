@@ -1,7 +1,7 @@
 """An instant pipeline: one thread in place of workers, network process and brokers.
 
 It takes sealed batches straight to DONE through the arena's own tables, so that all of the coordinator's logic is
-tested without a process or a socket. ``Rig`` is a whole coordinator on it; ``Parts`` is the coordinator's parts
+tested without a process or a socket. ``Rig`` is a whole producer on it; ``Parts`` is the coordinator's parts
 without any thread, for tests that make every step themselves.
 """
 
@@ -14,14 +14,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Self
 
+from slabpress._native import Mutex
 from slabpress.config import Config
+from slabpress.errors import SlabpressError
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery, Watch
 from slabpress.pipeline.coordinator import Coordinator
 from slabpress.pipeline.many import send_many
 from slabpress.pipeline.sender import Sender
+from slabpress.pipeline.supervisor import Role
 from slabpress.pipeline.topics import Topic, TopicRegistry
 from slabpress.plan import plan_memory
+from slabpress.producer import Producer
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK, Control
@@ -192,66 +196,53 @@ class InstantThread:
             control.bells[FIRST_WORKER].drain()
 
 
+class InstantProducer(Producer):
+    """A producer without children: the public face over the instant pipeline."""
+
+    def _roles(self, arena: int) -> list[Role]:
+        return []
+
+
 class Rig:
-    """A coordinator whose children are one thread of this process.
+    """A producer whose children are one thread of this process.
 
     Attributes:
-        coordinator, sender, pipeline, thread: what tests look at.
+        producer, coordinator, sender, pipeline, thread: what tests look at.
     """
 
     def __init__(
         self, topics: dict[str, int] | None = None, on_delivery: DoneCallback | None = None, **settings: Any
     ) -> None:
-        self.config = Config.of("nowhere:9092", **(SMALL | {"max_block_ms": 60_000} | settings))
-        self.plan = plan_memory(self.config)
-        self.coordinator = Coordinator(self.config, self.plan, lambda _: [], on_delivery)
+        self.producer = InstantProducer("nowhere:9092", on_delivery=on_delivery, **(SMALL | settings))
+        self.coordinator: Coordinator = self.producer._coordinator  # noqa: SLF001 - what is under test
         self.sender = self.coordinator.sender
+        self.send = self.producer.send
+        self.send_many = self.producer.send_many
         self.pipeline = InstantPipeline(
             self.coordinator.arena, self.coordinator.control, {"t": 3} if topics is None else topics
         )
         self.thread = InstantThread(self.pipeline)
         self._closed = False
 
-    def send(self, value: Any, topic: str = "t", **parts: Any) -> DeliveryHandle:
-        """``Producer.send``."""
-        return self.sender.send(
-            topic,
-            value,
-            parts.get("key"),
-            parts.get("headers"),
-            parts.get("partition"),
-            parts.get("timestamp_ms"),
-            parts.get("on_delivery"),
-        )
-
-    def send_many(self, values: Any, topic: str = "t", partition: int | None = None, **columns: Any) -> ManyDelivery:
-        """``Producer.send_many``."""
-        parts = values, columns.get("keys"), columns.get("headers"), columns.get("timestamps_ms")
-        return send_many(
-            self.sender, self.coordinator.accumulator, topic, parts, partition, self.config.max_block_ms
-        )
-
     def flush(self) -> None:
         """``Producer.flush``, with a watchdog."""
-        self.coordinator.flush(WATCHDOG_S)
-        self.coordinator.raise_unseen()
+        self.producer.flush(WATCHDOG_S)
 
-    def close(self) -> int:
-        """End everything; how many records were lost."""
-        if self._closed:
-            return 0
-        self._closed = True
-        try:
-            self.thread.stop()
-        finally:
-            lost = self.coordinator.close()
-        return lost
+    def close(self, timeout: float = 0.0) -> None:
+        """End the thread, and then the producer as ``Producer.close`` does."""
+        if not self._closed:
+            self._closed = True
+            try:
+                self.thread.stop()
+            finally:
+                self.producer.close(timeout)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        with contextlib.suppress(SlabpressError):  # the test has looked at what it wanted to
+            self.close()
 
     def check_all_free(self) -> None:
         """Law 2, at rest: everything is free again."""
@@ -270,7 +261,7 @@ class Parts:
         self.arena = Arena.create(self.plan.geometry)
         self.control = Control.create(1)
         self.watch = Watch()
-        self.lock = threading.Lock()
+        self.lock = Mutex()
         self.table = TopicTable(self.arena)
         self.registry = TopicRegistry(self.table, random.Random(1))
         self.accumulator = Accumulator(
@@ -294,16 +285,17 @@ class Parts:
         return self.registry.known[name]
 
     def send(self, value: Any, topic: str = "t", **parts: Any) -> DeliveryHandle:
-        """``Producer.send``."""
-        return self.sender.send(
-            topic,
-            value,
-            parts.get("key"),
-            parts.get("headers"),
-            parts.get("partition"),
-            parts.get("timestamp_ms"),
-            parts.get("on_delivery"),
-        )
+        """``Producer.send``, without a callback."""
+        key, headers, stamp = parts.get("key"), parts.get("headers"), parts.get("timestamp_ms")
+        handle: DeliveryHandle | None = None
+        if parts.get("partition") is None:
+            handle = self.sender.fast_lane.append(topic, value, key, headers, stamp)
+        return handle or self.sender.send(topic, value, key, headers, parts.get("partition"), stamp)
+
+    def send_many(self, values: Any, topic: str = "t", partition: int | None = None, **columns: Any) -> ManyDelivery:
+        """``Producer.send_many``."""
+        parts = values, columns.get("keys"), columns.get("headers"), columns.get("timestamps_ms")
+        return send_many(self.sender, self.accumulator, topic, parts, partition, self.config.max_block_ms)
 
     def sealed(self) -> list[int]:
         """The descriptors that were sealed, in order."""
