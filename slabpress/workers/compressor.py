@@ -1,9 +1,11 @@
 """One worker's work on one arena: be admitted to a batch, compress its slabs into its output buffers.
 
-slabs (COMPRESSING) --codec--> output buffers (FILLING)
-payload size into the descriptor, last                     <- nothing left to compress, whoever publishes
-publish: surplus FREE, output buffers READY, batch READY   <- from here the network process owns it
-slabs FREE                                                 <- law 7: only after the output is published
+    slabs (COMPRESSING) --codec--> output buffers (FILLING)
+    payload size into the descriptor, last                     <- nothing left to compress, whoever publishes
+    publish: surplus FREE, output buffers READY, batch READY   <- from here the network process owns it
+    slabs FREE                                                 <- law 7: only after the output is published
+
+A kill between any two of these steps leaves what ``shm/admission.py`` knows how to put right.
 """
 
 from __future__ import annotations

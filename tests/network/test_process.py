@@ -224,8 +224,19 @@ def test_the_leader_that_an_answer_names_is_asked_at_once(mock: MockCluster) -> 
         assert rig.result(rig.send("t", 0, b"x")).code == 0
         mock.set_leader("t", 0, 2)
         # Metadata breaks its connection, so only the hint can tell.
-        mock.push_request_errors(METADATA, [-195] * 30)
+        mock.push_request_errors(METADATA, [-195] * 5000)
         assert rig.result(rig.send("t", 0, b"y")).code == 0
+
+
+def test_a_leader_that_is_none_any_more_leads_to_fresh_metadata(fake: FakeBroker) -> None:
+    with FakeBroker({"t": 4}) as second, Rig(fake.address) as rig:
+        rig.know("t")
+        fake.on_produce = lambda _topic, _partition: PartitionAnswer(NOT_LEADER)
+        fake.more_brokers[2] = ("127.0.0.1", second.port)
+        fake.leaders["t", 0] = 2
+        fake.epoch = 1
+        assert rig.result(rig.send("t", 0, b"x")).code == 0
+        assert len(second.produced()) == 1
 
 
 def test_a_broker_that_is_down_holds_up_only_its_own(mock: MockCluster) -> None:

@@ -65,7 +65,7 @@ def _answer_when_wanted(rig: Parts, name: str, partitions: int | None, code: int
     rig.table.set_answer(rig.table.wanted()[name], partitions, code)
     with rig.lock:
         rig.registry.refresh()
-        rig.sender.metadata_changed.notify_all()
+        rig.sender.lookup.changed.notify_all()
 
 
 @pytest.mark.parametrize(
@@ -297,18 +297,22 @@ def test_a_send_that_waited_for_the_lock_while_the_producer_was_closed_says_so(m
     with parts(max_block_ms=60_000) as rig:
         rig.topic("t", 1)
         rig.send(b"v")
+        waits = threading.Event()
+
+        class Announced:
+            def __enter__(self) -> None:
+                waits.set()
+                rig.lock.acquire()
+
+            def __exit__(self, *exc: object) -> None:
+                rig.lock.release()
+
+        stand_in: Any = Announced()
+        rig.sender.lock = stand_in
         with rig.lock:
-            passed = threading.Event()
-
-            def check() -> None:
-                original()
-                passed.set()
-
-            original = rig.sender.check_usable
-            rig.sender.check_usable = check  # type: ignore[method-assign]
             call: Callable[[], object] = (lambda: rig.send_many([b"w"])) if many else (lambda: rig.send(b"w"))
             thread, found = _run(call)
-            assert passed.wait(WATCHDOG_S), "it looked before it asked for the lock"
+            assert waits.wait(WATCHDOG_S), "it has looked at the refusal and comes to the lock"
             rig.sender.refuse(_closed)
         thread.join(WATCHDOG_S)
         assert isinstance(found[0], ProducerClosedError)
@@ -321,6 +325,6 @@ def test_a_send_that_waits_for_a_topic_is_refused_when_the_producer_closes() -> 
             rig.control.bells[1].wait(0.001)
         with rig.lock:
             rig.sender.refuse(_closed)
-            rig.sender.metadata_changed.notify_all()
+            rig.sender.lookup.changed.notify_all()
         thread.join(WATCHDOG_S)
         assert isinstance(found[0], ProducerClosedError)

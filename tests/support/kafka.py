@@ -63,9 +63,7 @@ class KafkaCluster:
             `proxied_bootstrap_servers` stay behind the proxies; `bootstrap_servers` goes round them.
     """
 
-    def __init__(
-        self, brokers: int = 1, *, config: Mapping[str, str] = NO_CONFIG, proxied: bool = False
-    ) -> None:
+    def __init__(self, brokers: int = 1, *, config: Mapping[str, str] = NO_CONFIG, proxied: bool = False) -> None:
         ensure_class_archive()
         self.proxies: dict[int, Proxy] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="slabpress-kafka-"))

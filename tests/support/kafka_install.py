@@ -119,9 +119,7 @@ def missing_tool() -> str | None:
     found = re.search(r'version "(\d+)', _java_version(executable))
     major = int(found[1]) if found else 0
     if major < MIN_JAVA:
-        return (
-            f"java is version {major}: Kafka's broker needs >= {MIN_JAVA} (Debian: openjdk-17-jre-headless)"
-        )
+        return f"java is version {major}: Kafka's broker needs >= {MIN_JAVA} (Debian: openjdk-17-jre-headless)"
     if shutil.which("mvn") is None and _remembered() is None:
         return "mvn not found: install Maven (Debian: maven); it resolves tests/pom.xml"
     return None

@@ -73,9 +73,7 @@ class MockCluster:
         """Forgets what was pushed for all brokers and has not been used."""
         self._order("clear_request_errors", api_key=api_key)
 
-    def broker_push_request_error_rtts(
-        self, broker: int, api_key: int, errors: Sequence[tuple[int, int]]
-    ) -> None:
+    def broker_push_request_error_rtts(self, broker: int, api_key: int, errors: Sequence[tuple[int, int]]) -> None:
         """Answers the next requests of a kind to one broker with (code, milliseconds); code 0 is none."""
         pairs = [list(pair) for pair in errors]
         self._order("broker_push_request_error_rtts", broker=broker, api_key=api_key, errors=pairs)
@@ -194,15 +192,11 @@ class _Server:
         )
         self._push = call("mock_push_request_errors_array", None, pointer, short, size, pointer)
         self._clear = call("mock_clear_request_errors", None, pointer, short)
-        self._push_rtts = call(
-            "mock_broker_push_request_error_rtts", ctypes.c_int, pointer, integer, short, size
-        )
+        self._push_rtts = call("mock_broker_push_request_error_rtts", ctypes.c_int, pointer, integer, short, size)
         self._set_rtt = call("mock_broker_set_rtt", ctypes.c_int, pointer, integer, ctypes.c_int)
         self._set_down = call("mock_broker_set_down", ctypes.c_int, pointer, integer)
         self._set_up = call("mock_broker_set_up", ctypes.c_int, pointer, integer)
-        self._set_leader = call(
-            "mock_partition_set_leader", ctypes.c_int, pointer, ctypes.c_char_p, integer, integer
-        )
+        self._set_leader = call("mock_partition_set_leader", ctypes.c_int, pointer, ctypes.c_char_p, integer, integer)
         self._set_apiversion = call("mock_set_apiversion", ctypes.c_int, pointer, short, short, short)
         self._track = call("mock_start_request_tracking", None, pointer)
         self._untrack = call("mock_stop_request_tracking", None, pointer)
@@ -255,8 +249,7 @@ class _Server:
         count = ctypes.c_size_t()
         found = self._requests(self._cluster, ctypes.byref(count))
         seen = collections.Counter(
-            (self._request_key(found[index]), self._request_broker(found[index]))
-            for index in range(count.value)
+            (self._request_key(found[index]), self._request_broker(found[index])) for index in range(count.value)
         )
         if found:
             self._free_requests(found, count)

@@ -183,9 +183,7 @@ def encode_records(records: Sequence[Record], base_timestamp_ms: int | None = No
     if base_timestamp_ms is None:
         base_timestamp_ms = records[0].timestamp_ms if records else 0
     return b"".join(
-        encode_record(
-            delta, record.timestamp_ms - base_timestamp_ms, record.key, record.value, record.headers
-        )
+        encode_record(delta, record.timestamp_ms - base_timestamp_ms, record.key, record.value, record.headers)
         for delta, record in enumerate(records)
     )
 
@@ -277,9 +275,7 @@ def encode_batch(
     )
     after_crc += payload
     length = 4 + 1 + 4 + len(after_crc)
-    return (
-        struct.pack(">qiibI", base_offset, length, partition_leader_epoch, 2, crc32c(after_crc)) + after_crc
-    )
+    return struct.pack(">qiibI", base_offset, length, partition_leader_epoch, 2, crc32c(after_crc)) + after_crc
 
 
 def decode_batch(data: bytes, *, produced: bool = True) -> tuple[BatchHeader, list[Record]]:

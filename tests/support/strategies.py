@@ -38,9 +38,7 @@ def nullable_payloads(max_bytes: int = 100_000) -> st.SearchStrategy[bytes | Non
 
 def header_lists() -> st.SearchStrategy[tuple[tuple[str, bytes | None], ...]]:
     """No header, some headers, the same key twice; keys in any script and empty, values null and empty."""
-    keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
-        ["", "trace", "é", "☃"]
-    )
+    keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(["", "trace", "é", "☃"])
     pairs = st.tuples(keys, nullable_payloads(300))
     return st.just(()) | st.lists(pairs, max_size=70).map(tuple)
 

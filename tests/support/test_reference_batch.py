@@ -146,9 +146,7 @@ def test_a_header_byte_by_byte() -> None:
 
 
 def _build(builder_class: Any, records: list[Record], codec_id: int = 0) -> bytes:
-    builder = builder_class(
-        magic=2, compression_type=codec_id, is_transactional=0, batch_size=1 << 30, **IDENTITY
-    )
+    builder = builder_class(magic=2, compression_type=codec_id, is_transactional=0, batch_size=1 << 30, **IDENTITY)
     for offset, record in enumerate(records):
         headers = list(record.headers)
         assert builder.append(offset, record.timestamp_ms, record.key, record.value, headers) is not None

@@ -49,9 +49,7 @@ def _produce(bootstrap_servers: str, topic: str, count: int, partitions: int = 1
 
 
 @pytest.mark.kafka
-def test_what_one_client_produces_another_reads_back_and_the_disk_shows(
-    kafka: KafkaCluster, topic: str
-) -> None:
+def test_what_one_client_produces_another_reads_back_and_the_disk_shows(kafka: KafkaCluster, topic: str) -> None:
     kafka.create_topic(topic, partitions=2)
     _produce(kafka.bootstrap_servers, topic, 1000, partitions=2, compression_type="lz4")
 

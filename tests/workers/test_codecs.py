@@ -183,9 +183,7 @@ def test_real_records_in_a_whole_batch(choice: tuple[str, int | None], records: 
 
 @pytest.mark.parametrize("choice", USEFUL_CODECS)
 @pytest.mark.parametrize("length", [1, 2, 17, 4096, BLOCK_BYTES, BLOCK_BYTES + 1, 300_000])
-def test_noise_is_left_alone_and_the_next_batch_is_not_harmed(
-    choice: tuple[str, int | None], length: int
-) -> None:
+def test_noise_is_left_alone_and_the_next_batch_is_not_harmed(choice: tuple[str, int | None], length: int) -> None:
     codec = CODECS[choice]
     good = words(100_000)
     before = compressed(codec, good)

@@ -1,0 +1,200 @@
+"""Back-pressure: who waits for room, in which order, until when, and that everything flows again afterwards."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+
+import pytest
+from slabpress._native import Mutex
+from slabpress.errors import BufferFullError, ProducerClosedError, SlabpressError
+from slabpress.pipeline.room import RoomLine
+from slabpress.shm import layout as at
+
+from tests.pipeline.instant import WATCHDOG_S, Rig, parts
+
+
+def test_a_thread_that_waits_is_called_in_its_turn_and_leaves_the_next_one_called() -> None:
+    lock = Mutex()
+    line = RoomLine(lock)
+    served: list[int] = []
+    joined = threading.Semaphore(0)
+
+    def wait(number: int) -> None:
+        with lock:
+            turn = line.join()
+            joined.release()
+            while not line.is_first(turn) or not room:
+                line.wait(turn, WATCHDOG_S)
+            served.append(number)
+            line.leave(turn)
+
+    room: list[bool] = []
+    threads = []
+    for number in range(5):
+        threads.append(threading.Thread(target=wait, args=(number,)))
+        threads[-1].start()
+        assert joined.acquire(timeout=WATCHDOG_S)
+    with lock:
+        room.append(True)
+        line.call_first()
+    for thread in threads:
+        thread.join(WATCHDOG_S)
+    assert served == [0, 1, 2, 3, 4]
+    assert not line.turns
+
+
+def test_everybody_in_line_is_called_when_something_else_has_changed() -> None:
+    lock, over = Mutex(), threading.Event()
+    line = RoomLine(lock)
+    joined = threading.Semaphore(0)
+
+    def wait() -> None:
+        with lock:
+            turn = line.join()
+            joined.release()
+            while not over.is_set():
+                line.wait(turn, WATCHDOG_S)
+            line.leave(turn)
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        assert joined.acquire(timeout=WATCHDOG_S)
+    with lock:
+        over.set()
+        line.call_all()
+    for thread in threads:
+        thread.join(WATCHDOG_S)
+    assert not line.turns
+
+
+# --- a full arena -------------------------------------------------------------------------------------------
+
+
+def _fill(send: Callable[[], object]) -> int:
+    """Send until there is no room; how many were accepted."""
+    accepted = 0
+    with pytest.raises(BufferFullError):
+        while True:
+            send()
+            accepted += 1
+    return accepted
+
+
+def test_a_full_arena_raises_with_every_figure_after_max_block_ms() -> None:
+    with parts(max_block_ms=20) as rig:
+        rig.topic("t", 1)
+        _fill(lambda: rig.send(b"x" * 900))
+        with pytest.raises(BufferFullError) as caught:
+            rig.send(b"x" * 900)
+        error = caught.value
+        assert error.retriable
+        count = rig.arena.geometry.slab_count
+        figures = re.fullmatch(
+            r"no room for a record to topic 't' within max_block_ms=20: buffer_memory of 65536 bytes holds (\d+) slabs "
+            r"\((\d+) free, (\d+) open, (\d+) sealed, (\d+) compressing\) and (\d+) output buffers "
+            r"\((\d+) free, (\d+) filling, (\d+) ready, (\d+) in_flight\), 1 threads wait\. The cluster takes records "
+            r"more slowly than they are sent \(output buffers in flight\), or compression does \(slabs sealed\): send "
+            r"less, wait longer, or raise buffer_memory or workers",
+            str(error),
+        )
+        assert figures is not None, str(error)
+        numbers = [int(number) for number in figures.groups()]
+        assert numbers[0] == numbers[5] == count
+        assert sum(numbers[1:5]) == numbers[0]
+        assert sum(numbers[6:10]) == numbers[5]
+        assert numbers[1:5] == rig.arena.slab_states.tally(4)
+        assert numbers[1] == 0
+        assert rig.arena.memory.load_u64(at.ROOM_WANTED_AT) == 0
+        assert not rig.sender.line.turns
+        waits = at.COORDINATOR_COUNTERS.index("room_waits")
+        assert rig.arena.memory.load_u64(at.COORDINATOR_COUNTERS_AT + 8 * waits) == 2
+
+
+def test_a_full_arena_refuses_and_forgets_and_takes_again_after_the_outage() -> None:
+    with Rig(max_block_ms=20, linger_ms=0) as rig:
+        rig.send("t", b"first").result(WATCHDOG_S)
+        for _ in range(2):
+            rig.thread.hold()
+            numbers = iter(range(10_000))
+            accepted = _fill(lambda numbers=numbers: rig.send("t", b"%5d" % next(numbers) + b"x" * 500, partition=1))
+            assert accepted > 20
+            rig.pipeline.batches.clear()
+            rig.thread.resume()
+            rig.flush()
+            values = [value for value in rig.pipeline.values("t", 1) if value]
+            assert [value[:5] for value in values] == [b"%5d" % number for number in range(accepted)]
+            rig.check_all_free()
+        assert not rig.sender.fast_lane.closed
+
+
+def test_a_send_that_waits_is_served_when_room_comes_and_nothing_overtakes_it() -> None:
+    with Rig(max_block_ms=60_000) as rig:
+        rig.send("t", b"first").result(WATCHDOG_S)
+        rig.thread.hold()
+        slabs = rig.coordinator.arena.slabs
+        while slabs.count_free() > 4:
+            rig.send("t", b"f" * 900, partition=0)
+        large = threading.Thread(target=lambda: rig.send("t", b"L" * 20_000, partition=1))
+        large.start()
+        _until(lambda: len(rig.sender.line.turns) == 1)
+        small = threading.Thread(target=lambda: rig.send("t", b"s", partition=1))
+        small.start()
+        _until(lambda: len(rig.sender.line.turns) == 2)
+        rig.thread.resume()
+        for thread in (large, small):
+            thread.join(WATCHDOG_S)
+            assert not thread.is_alive()
+        rig.flush()
+        assert rig.pipeline.values("t", 1)[-2:] == [b"L" * 20_000, b"s"]
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Wait for a state that another thread is bringing about; pytest's timeout is the watchdog."""
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.001)
+
+
+def test_waiting_senders_are_refused_when_the_producer_closes() -> None:
+    with Rig(max_block_ms=60_000) as rig:
+        rig.send("t", b"first").result(WATCHDOG_S)
+        rig.thread.hold()
+        errors: list[SlabpressError] = []
+
+        def send_until_refused() -> None:
+            try:
+                while True:
+                    rig.send("t", b"x" * 900)
+            except SlabpressError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=send_until_refused) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        _until(lambda: len(rig.sender.line.turns) == 3)
+        with pytest.raises(SlabpressError):
+            rig.close()
+        for thread in threads:
+            thread.join(WATCHDOG_S)
+        assert [type(error) for error in errors] == [ProducerClosedError] * 3
+
+
+def test_slow_callbacks_hold_descriptors_and_become_back_pressure() -> None:
+    leave = threading.Event()
+    with Rig(on_delivery=lambda _: leave.wait(WATCHDOG_S), max_block_ms=50) as rig:
+        try:
+            accepted = _fill(lambda: rig.send("t", b"x", partition=0).done() or _until_sealed(rig))
+            assert accepted == rig.coordinator.arena.geometry.batch_count
+            assert rig.coordinator.arena.slabs.count_free() == rig.coordinator.arena.geometry.slab_count
+        finally:
+            leave.set()
+        rig.flush()
+        rig.check_all_free()
+
+
+def _until_sealed(rig: Rig) -> None:
+    """Wait until every record is delivered, so that each has a batch of its own."""
+    _until(lambda: rig.coordinator.pending_records() == 0)
