@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         UnknownTopicError,
         UnsupportedPlatformError,
     )
+    from slabpress.observe.statistics import Statistics
     from slabpress.pipeline.batch import Delivery, DeliveryHandle, ManyDelivery
     from slabpress.plan import MemoryPlan, plan_memory
     from slabpress.producer import Producer
@@ -52,6 +53,7 @@ _HOMES = {
     "ManyDelivery": "pipeline.batch",
     "MemoryPlan": "plan",
     "Producer": "producer",
+    "Statistics": "observe.statistics",
     "plan_memory": "plan",
 }
 
@@ -78,6 +80,7 @@ __all__ = [
     "RecordTypeError",
     "RecordValueError",
     "SlabpressError",
+    "Statistics",
     "TooManyTopicsError",
     "TopicNameError",
     "UnknownPartitionError",

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from slabpress.config import Config
 from slabpress.errors import CallbackFlushError, FlushTimeoutError, SlabpressError
+from slabpress.observe.statistics import Statistics
 from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery
 from slabpress.pipeline.coordinator import Coordinator, watch_forks
 from slabpress.pipeline.many import send_many
@@ -179,6 +180,16 @@ class Producer:
         self._check_usable("flush")
         self._coordinator.flush(timeout)
         self._coordinator.raise_unseen()
+
+    def stats(self) -> Statistics:
+        """The figures of this moment: records, tables, counters, memory; after close(), the last ones.
+
+        Raises:
+            ForkedError: this is a forked child.
+        """
+        if self._coordinator.is_forked():
+            self._sender.check_usable()
+        return self._coordinator.statistics()
 
     def close(self, timeout: float | None = None) -> None:
         """Flush, end the children, and give the memory back. Closing twice is nothing.

@@ -8,21 +8,21 @@ read back  with confluent-kafka: count and checksums must be equal, or the exit 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import psutil
-
 from slabpress.cli.cluster import check_installed, create_topic, read_back
 from slabpress.cli.compare import Checksum
 from slabpress.cli.data import Records, find_flights, load
 from slabpress.cli.embedded import EmbeddedBroker
-from slabpress.cli.figures import PeakMemory, arena_memory, memory_of, wire_bytes
+from slabpress.cli.figures import PeakMemory
 from slabpress.cli.options import settings_of
 from slabpress.cli.outcome import EXIT_DONE, EXIT_FAILED, complain
+from slabpress.observe.memory import process_bytes
 from slabpress.units import format_bytes
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         expected = _checksum(records)
         create_topic(servers, topic, partitions, embedded=bool(others))
         _note("sending ...")
-        baseline = memory_of(psutil.Process()) - import_bytes
+        baseline = process_bytes(os.getpid()) - import_bytes
         sent = _send(servers, settings, topic, records, PeakMemory(baseline, others))
         _note("reading back ...")
         found = read_back(servers, topic, partitions)
@@ -75,14 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """The settings, checked, and what the library's modules that this needed took of this process's memory."""
-    own = psutil.Process()
-    before = memory_of(own)
+    before = process_bytes(os.getpid())
     settings = settings_of(arguments)
     from slabpress.config import Config
     from slabpress.plan import plan_memory
 
     plan_memory(Config.of(arguments.bootstrap_server or "localhost:9092", **settings))
-    return memory_of(own) - before, settings
+    return process_bytes(os.getpid()) - before, settings
 
 
 def _checksum(records: Records) -> Checksum:
@@ -103,10 +102,14 @@ def _send(servers: str, settings: dict[str, Any], topic: str, records: Records, 
             producer.send_many(topic, values[place:end], keys=keys[place:end])
         producer.flush()
         seconds = time.perf_counter() - started
-        wire, arena = wire_bytes(producer), arena_memory(producer)
     level = "" if producer.config.compression_level is None else f":{producer.config.compression_level}"
     return Sent(
-        seconds, wire, arena + memory.peak, memory.samples, producer.plan, f"{producer.config.compression_type}{level}"
+        seconds,
+        producer.stats().request_bytes,
+        producer.plan.arena_bytes + memory.peak,
+        memory.samples,
+        producer.plan,
+        f"{producer.config.compression_type}{level}",
     )
 
 

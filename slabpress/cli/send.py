@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from slabpress.cli.figures import network_counter
 from slabpress.cli.lines import Block, read_blocks, split_keys, strip_returns
 from slabpress.cli.options import settings_of
 from slabpress.cli.outcome import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, CommandError, complain, error_line
@@ -205,7 +204,6 @@ def _close_interrupted(producer: Producer) -> None:
     """Close politely after Ctrl-C: send what was accepted, for exit_flush_ms or until the next Ctrl-C."""
     with contextlib.suppress(SlabpressError, KeyboardInterrupt):
         producer.flush(producer.config.exit_flush_ms / 1000)
-    delivered = network_counter(producer, "records_delivered")
     lost = 0
     try:
         producer.close(0)
@@ -213,4 +211,5 @@ def _close_interrupted(producer: Producer) -> None:
         lost = error.records
     except SlabpressError as error:
         complain(str(error))
+    delivered = producer.stats().records_delivered
     complain(f"interrupted: {delivered} records were delivered, {lost} accepted ones were not acknowledged")

@@ -135,6 +135,11 @@ class Accumulator:
         self.batches[batch.descriptor] = None
         self._arena.batch_states.store(batch.descriptor, FREE)
 
+    def records_accepted(self) -> int:
+        """Records that were ever appended, those in open batches included."""
+        sealed = self._arena.memory.load_u64(at.COORDINATOR_COUNTERS_AT)
+        return sealed + sum(batch.records for batch in self._open.values())
+
     def seal_all(self) -> None:
         """Seal every open batch (flush)."""
         for batch in list(self._open.values()):

@@ -57,9 +57,18 @@ class Watch:
         self.failed_records = 0
         self.seen_records = 0
         self.first_error: SlabpressError | None = None
+        self.delivered_ever = 0
+        self.failed_ever = 0
 
-    def count_failure(self, batch: Batch, error: SlabpressError) -> None:
-        """Take note of a failed batch. The caller holds ``changed``."""
+    def count(self, batch: Batch, outcome: Outcome) -> None:
+        """Take note of an outcome. The caller holds ``changed``."""
+        if outcome.error is None:
+            self.delivered_ever += batch.records
+        else:
+            self.failed_ever += batch.records
+            self._count_failure(batch, outcome.error)
+
+    def _count_failure(self, batch: Batch, error: SlabpressError) -> None:
         batch.era = self.era
         if self.first_error is None:
             self.first_error = error

@@ -34,6 +34,8 @@ from slabpress.errors import (
     ProducerClosedError,
     SlabpressError,
 )
+from slabpress.observe.memory import process_bytes
+from slabpress.observe.statistics import RecordCounts, Statistics, read_statistics
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch, DoneCallback, Watch
 from slabpress.pipeline.reporter import Reporter, abandoned, outcome_of
@@ -43,7 +45,7 @@ from slabpress.pipeline.topics import TopicRegistry
 from slabpress.plan import MemoryPlan
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, Control
+from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, Control
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.segment import check_platform
 from slabpress.shm.states import DONE, PROCESS_RUNNING
@@ -102,6 +104,7 @@ class Coordinator:
             self._supervisor.start()
             undo.pop_all()
         self._stopping = False
+        self._last_statistics: Statistics | None = None
         self._thread = threading.Thread(target=self._run, name="slabpress", daemon=True)
         self._thread.start()
 
@@ -187,10 +190,18 @@ class Coordinator:
         """Whether the calling thread is running a delivery callback."""
         return self._reporter.in_callback()
 
-    def pending_records(self) -> int:
-        """Records that were accepted and have no result yet."""
+    def statistics(self) -> Statistics:
+        """The figures of this moment; after close(), the last ones."""
         with self.lock:
-            return sum(batch.records for batch in self.accumulator.unfinished() if batch.outcome is None)
+            if self._last_statistics is not None:
+                return self._last_statistics
+            children = self._supervisor.pids()
+            measured = self.arena.geometry.arena_bytes + CONTROL_BYTES + sum(map(process_bytes, children))
+            with self.watch.changed:
+                counts = RecordCounts(
+                    self.accumulator.records_accepted(), self.watch.delivered_ever, self.watch.failed_ever
+                )
+            return read_statistics(self.arena, self.plan, counts, measured)
 
     def flush(self, timeout_s: float | None) -> None:
         """Seal everything and wait until all of it is resolved and reported.
@@ -246,7 +257,9 @@ class Coordinator:
         self._take_results()  # those that came in while the children ended still count
         lost = self._abandon("PRODUCER_CLOSED", "the producer was closed before they were acknowledged")
         self._reporter.stop(_JOIN_TIMEOUT_S)
+        last = self.statistics()
         with self.lock:
+            self._last_statistics = last
             self.arena.close()
             self.control.close()
         return lost

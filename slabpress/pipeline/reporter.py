@@ -72,8 +72,7 @@ class Reporter:
         with self._watch.changed:
             for batch, outcome in outcomes:
                 batch.outcome = outcome
-                if outcome.error is not None:
-                    self._watch.count_failure(batch, outcome.error)
+                self._watch.count(batch, outcome)
                 if batch.callbacks is None and self._on_delivery is None:
                     quiet.append(batch)
                 else:

@@ -166,6 +166,10 @@ class Supervisor:
             bell.wait(0.2, [child.pidfd for child in waiting if child.pidfd >= 0])
         self._control.get_up(0)
 
+    def pids(self) -> list[int]:
+        """The children's process ids."""
+        return [child.process.pid for child in self.children if child.process is not None]
+
     @property
     def watched(self) -> list[int]:
         """Descriptors that become readable when a child dies or says something."""

@@ -52,7 +52,7 @@ REPORT_AT: Final = WORKER_COUNTERS_AT + WORKERS_MAX * LINE_BYTES
 REPORT_BYTES: Final = 1024
 HEADER_BYTES: Final = -(-(REPORT_AT + REPORT_BYTES) // PAGE_BYTES) * PAGE_BYTES
 
-COORDINATOR_COUNTERS: Final = ("records", "record_bytes", "batches_sealed", "room_waits", "records_refused")
+COORDINATOR_COUNTERS: Final = ("records", "record_bytes", "batches_sealed", "room_waits")
 NETWORK_COUNTERS: Final = (
     "records_delivered",
     "records_failed",
