@@ -161,6 +161,8 @@ class Coordinator:
 
     def _release(self, batches: list[Batch]) -> None:
         with self.lock:
+            if self.arena.descriptor < 0:
+                return  # a callback that outlived close()
             for batch in batches:
                 self.accumulator.release(batch)
             self.sender.line.call_first()

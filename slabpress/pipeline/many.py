@@ -60,7 +60,34 @@ class Many:
         return ManyDelivery(self._next, self._touched)
 
     def _advance(self) -> bool | None:
-        """Append until a batch is full or there is no room: True for progress, None for no room."""
+        """Append until a batch is full or there is no room: True for progress, None for no room.
+
+        Opening a batch is no progress by itself: who opened one and then found no slab must wait in line like
+        everybody else, with the empty batch released, and not come back to open it again.
+        """
+        before = self._next
+        while True:
+            why, at_partition = self._append_some()
+            if why == ALL_APPENDED:
+                return True
+            if why == STOPPED_TOO_LARGE:
+                raise self._sender.too_large(self._topic)
+            if why == STOPPED_NOT_OPEN:
+                keyless = at_partition < 0
+                if self._append_keyless() if keyless else self._sender.open_batch(self._topic, at_partition):
+                    continue
+                return self._next > before or None
+            batch = self._topic.open[at_partition]
+            assert batch is not None  # noqa: S101 - the writer has just looked at it
+            if why == STOPPED_BATCH_FULL:
+                self._accumulator.seal(batch)
+                return True
+            if batch.records == 0:
+                self._accumulator.seal(batch)
+            return self._next > before or None
+
+    def _append_some(self) -> tuple[int, int]:
+        """One run of the native loop: why it stopped, and at which partition."""
         keyed = self._partition is None and self._keys is not None
         target = -1 if keyed else self._topic.sticky if self._partition is None else self._partition
         try:
@@ -78,23 +105,10 @@ class Many:
         except RecordError:
             self._next = self._accumulator.writer.stopped_at
             raise
-        if why == ALL_APPENDED:
-            return True
-        if why == STOPPED_TOO_LARGE:
-            raise self._sender.too_large(self._topic)
-        if why == STOPPED_NOT_OPEN:
-            return self._append_keyless() if at_partition < 0 else self._open(at_partition)
-        batch = self._topic.open[at_partition]
-        assert batch is not None  # noqa: S101 - the writer has just looked at it
-        if why == STOPPED_BATCH_FULL or batch.records == 0:
-            self._accumulator.seal(batch)
-        return True if why == STOPPED_BATCH_FULL else None
+        return why, at_partition
 
-    def _open(self, partition: int) -> bool | None:
-        return True if self._sender.open_batch(self._topic, partition) is not None else None
-
-    def _append_keyless(self) -> bool | None:
-        """One record without a key among keyed ones goes to the sticky partition."""
+    def _append_keyless(self) -> bool:
+        """One record without a key among keyed ones goes to the sticky partition; False for no room."""
         index = self._next
         handle = self._sender.try_append(
             self._topic,
@@ -105,7 +119,7 @@ class Many:
             self._timestamps[index] if self._timestamps is not None else None,
         )
         if handle is None:
-            return None
+            return False
         batch = handle._batch
         if batch.last_call != self._call:
             batch.last_call = self._call

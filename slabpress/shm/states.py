@@ -19,6 +19,9 @@ admission lock, N the network process. While a state lasts, its owner alone may 
     SEALED       A      COMPRESSING         READY          N      IN_FLIGHT, FREE
     COMPRESSING  W      FREE                IN_FLIGHT      N      READY, FREE
 
+A batch that has its result gives its output buffers back before it is DONE: its descriptor's first output is NONE
+from then on, and a READY or IN_FLIGHT batch without one is decided already (network/batches.py says why).
+
 A slab and an output buffer follow the batch that holds them, so a dead process's blocks are found through the
 batches it owned. COMPRESSING survives the death of W: the batch keeps its output buffers and another worker
 takes it over (its descriptor's worker word says ORPHAN), so nobody waits for what a dead process holds.

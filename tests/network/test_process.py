@@ -156,6 +156,13 @@ def test_a_topic_that_is_unwanted_is_asked_for_no_more(fake: FakeBroker) -> None
         assert [topic.name for topic in fake.asked[-1].body.topics] == ["t"]
 
 
+def test_a_new_topic_does_not_wait_for_the_backoff(fake: FakeBroker) -> None:
+    fake.topics["u"] = 1
+    with Rig(fake.address, settings={"retry_backoff_ms": 60_000, "retry_backoff_max_ms": 60_000}) as rig:
+        rig.know("t")
+        rig.know("u", 10)
+
+
 def test_growth_of_a_topic_is_told_when_asked_to_look_again(fake: FakeBroker) -> None:
     with Rig(fake.address) as rig:
         index = rig.want("t")
