@@ -99,7 +99,7 @@ def _left(before: _Belongings, *, shares_a_broker: bool) -> list[str]:
     return [
         *(f"child process {pid} ({name})" for pid, name in children.items()),
         *(f"file descriptor {fd} ({name})" for fd, name in files.items()),
-        *(f"/dev/shm/{name}" for name in now.shared_memory - before.shared_memory),
+        *(str(_SHARED_MEMORY / name) for name in now.shared_memory - before.shared_memory),
     ]
 
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 from kio.records.readers import read_batch
+
 from slabpress._native import (
     ALL_APPENDED,
     BATCH_FULL,
@@ -38,7 +39,6 @@ from slabpress.errors import RecordTypeError, RecordValueError
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors
-
 from tests.shm.kit import bytes_of, make_writer, open_batch, run_python, small_arena
 from tests.support import reference_batch as reference
 from tests.support.reference_batch import Record, decode_records, encode_batch, encode_records
@@ -51,7 +51,7 @@ def _kafka_python_batch(data: bytes) -> Any:
     with warnings.catch_warnings():
         # kafka-python loads its schemas by a function that Python 3.11 deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
-        from kafka.record.default_records import DefaultRecordBatch  # noqa: PLC0415
+        from kafka.record.default_records import DefaultRecordBatch
     return DefaultRecordBatch(data)
 
 
@@ -195,7 +195,7 @@ def test_append_many_says_which_record_has_a_wrong_type() -> None:
     with small_arena() as arena:
         writer, batch = make_writer(arena), open_batch(arena)
         values: list[Any] = [b"a", b"b", 3, b"d"]
-        with pytest.raises(RecordTypeError, match="value must be bytes.* not int"):
+        with pytest.raises(RecordTypeError, match=r"value must be bytes.* not int"):
             _many(writer, [batch], values, None, None, None, 0, 0)
         assert (writer.stopped_at, batch.records) == (2, 2)
 
@@ -233,7 +233,7 @@ def test_a_record_that_can_never_fit_says_its_size_and_changes_nothing() -> None
     with small_arena() as arena:
         writer, batch = make_writer(arena, largest_record_bytes=100), open_batch(arena)
         before = _tables(arena, batch)
-        with pytest.raises(OverflowError, match="^159$"):
+        with pytest.raises(OverflowError, match=r"^159$"):
             writer.append(batch, None, b"x" * 150, None, 0)
         assert writer.too_large_bytes == len(encode_records([Record(None, b"x" * 150)])) == 159
         assert _tables(arena, batch) == before
@@ -480,9 +480,14 @@ def test_a_hundred_thousand_appends_leave_no_memory_behind() -> None:
                 writer.append(batch, key, value, [header], None)
                 writer.append(batch, "k", None, None, 5)
             _many(writer, [batch], [value] * 60, [key] * 60, [[header]] * 60, None, 0, -1)
-            for bad in ((wrong, b"", None), (b"", wrong, None), (b"", "\ud800", None), (b"", b"", wrong_headers)):
+            for bad_key, bad_value, bad_headers in (
+                (wrong, b"", None),
+                (b"", wrong, None),
+                (b"", "\ud800", None),
+                (b"", b"", wrong_headers),
+            ):
                 with pytest.raises((RecordTypeError, RecordValueError)):
-                    writer.append(batch, *bad, None)
+                    writer.append(batch, bad_key, bad_value, bad_headers, None)
             with pytest.raises(OverflowError):
                 writer.append(batch, None, b"x" * 5000, None, None)
             arena.slabs.mark(batch.first_slab, 0)
@@ -743,7 +748,7 @@ def _calls_on_memory(
     yield lambda: writer.append(batch, b"k", b"v", None, None)
     yield lambda: _many(writer, [batch], [b"v"], None, None, None, 0, 0)
     yield lambda: Words(memory, 0, 1)
-    yield lambda: OpenBatch(0, 0) and Blocks(memory, 0, 0, 0, 1, 8, 0)
+    yield lambda: Blocks(memory, 0, 0, 0, 1, 8, 0)
 
 
 # --- blocks -------------------------------------------------------------------------------------------------
@@ -883,4 +888,4 @@ def test_interleaved_batches_never_share_a_slab(appends: list[tuple[int, int]]) 
                 assert bytes_of(arena, batch.first_slab, batch.bytes) == encode_records(records)
         assert len(set(taken)) == len(taken)
         assert arena.slabs.count_free() == 40 - len(taken)
-        assert at.DESCRIPTOR_BYTES * 4 <= arena.layout.topics - arena.layout.descriptors
+        assert arena.layout.topics - arena.layout.descriptors >= at.DESCRIPTOR_BYTES * 4

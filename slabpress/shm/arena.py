@@ -93,7 +93,7 @@ class Arena:
         """
         size = os.fstat(descriptor).st_size
         if size < at.HEADER_BYTES:
-            raise ValueError(f"not an arena: {size} bytes, expected at least {at.HEADER_BYTES}")
+            raise ValueError(f"not this version's arena: {size} bytes, expected at least {at.HEADER_BYTES}")
         mapping = map_segment(descriptor, size)
         magic, version = struct.unpack_from("<QI", mapping, at.MAGIC_AT)
         geometry = Geometry(*_GEOMETRY.unpack_from(mapping, at.GEOMETRY_AT))
@@ -102,6 +102,9 @@ class Arena:
         if found != expected:
             mapping.close()
             raise ValueError(f"not this version's arena: magic, layout, bytes are {found}, expected {expected}")
+        if layout_of(geometry).end > size:
+            mapping.close()
+            raise ValueError(f"not this version's arena: {geometry} does not fit in its {size} bytes")
         return cls(descriptor, mapping, geometry)
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ def test_files_may_stand_before_and_behind_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "required: {send,plan,demo}"),
+        ([], "required: {send,plan,settings,demo}"),
         (["fly"], "'fly'"),
         (["send"], "required: TOPIC, --bootstrap-server"),
         (["send", "t"], "--bootstrap-server"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Self
@@ -32,7 +33,6 @@ from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.descriptors import Descriptors, Result
 from slabpress.shm.states import DONE, IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT
 from slabpress.shm.topics import TopicTable
-
 from tests.shm.kit import publish_raw
 from tests.support.reference_batch import Record, decode_records
 
@@ -45,6 +45,14 @@ SMALL: Final[dict[str, Any]] = {
     "workers": 1,
     "linger_ms": 0,
 }
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a state that another thread is bringing about."""
+    pause, deadline = threading.Event(), time.monotonic() + WATCHDOG_S
+    while not condition():
+        assert time.monotonic() < deadline, "the state was never reached"
+        pause.wait(0.001)
 
 
 class DeliveredBatch(NamedTuple):
@@ -180,6 +188,9 @@ class InstantThread:
         except BaseException as failure:  # noqa: BLE001 - raised by stop
             self.failure = failure
 
+    def _must_pause(self) -> bool:
+        return self._held or not self._running
+
     def _turn(self) -> None:
         pipeline, control = self.pipeline, self.pipeline.control
         control.lie_down(NETWORK)
@@ -189,8 +200,10 @@ class InstantThread:
         if self._held:
             self._at_rest.set()
         else:
-            while self._running and not self._held and pipeline.deliver_one() is not None:
+            while pipeline.deliver_one() is not None:
                 worked = True
+                if self._must_pause():
+                    break
         if not worked and self._running:
             control.bells[NETWORK].wait(1.0, [control.bells[FIRST_WORKER].fileno()])
             control.bells[FIRST_WORKER].drain()
@@ -200,6 +213,7 @@ class InstantProducer(Producer):
     """A producer without children: the public face over the instant pipeline."""
 
     def _roles(self, arena: int) -> list[Role]:
+        del arena  # nobody inherits it
         return []
 
 
@@ -214,7 +228,7 @@ class Rig:
         self, topics: dict[str, int] | None = None, on_delivery: DoneCallback | None = None, **settings: Any
     ) -> None:
         self.producer = InstantProducer("nowhere:9092", on_delivery=on_delivery, **(SMALL | settings))
-        self.coordinator: Coordinator = self.producer._coordinator  # noqa: SLF001 - what is under test
+        self.coordinator: Coordinator = self.producer._coordinator
         self.sender = self.coordinator.sender
         self.send = self.producer.send
         self.send_many = self.producer.send_many
@@ -243,6 +257,12 @@ class Rig:
     def __exit__(self, *exc: object) -> None:
         with contextlib.suppress(SlabpressError):  # the test has looked at what it wanted to
             self.close()
+
+    def pending(self) -> int:
+        """Records without a result."""
+        with self.coordinator.lock:
+            batches = self.coordinator.accumulator.unfinished()
+        return sum(batch.records for batch in batches if batch.outcome is None)
 
     def check_all_free(self) -> None:
         """Law 2, at rest: everything is free again."""

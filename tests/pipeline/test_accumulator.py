@@ -8,6 +8,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.topics import Topic
 from slabpress.shm import layout as at
@@ -22,7 +23,6 @@ from slabpress.shm.states import (
     SLAB_OPEN,
     SLAB_SEALED,
 )
-
 from tests.pipeline.instant import Parts, parts
 
 MS = 1_000_000
@@ -250,7 +250,9 @@ def _check_conservation(rig: Parts, topic: Topic) -> None:
     tracked = [batch.descriptor for batch in rig.accumulator.batches if batch is not None]
     assert sorted(tracked) == [index for index in range(states.count) if states.load(index) != FREE]
     chains = [rig.arena.slabs.chain(batch.first_slab) for batch in open_batches]
-    chains += [rig.arena.slabs.chain(Descriptors(rig.arena).sealed(index).first_slab) for index in states.find_all(SEALED)]
+    chains += [
+        rig.arena.slabs.chain(Descriptors(rig.arena).sealed(index).first_slab) for index in states.find_all(SEALED)
+    ]
     slabs = [slab for chain in chains for slab in chain]
     assert len(set(slabs)) == len(slabs)
     assert rig.arena.slabs.count_free() == rig.arena.geometry.slab_count - len(slabs)

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from slabpress.errors import DeliveryError, DeliveryTimeoutError
 from slabpress.pipeline.batch import Batch, Delivery, DeliveryHandle, ManyDelivery, Outcome, Watch
 from slabpress.pipeline.reporter import Reporter, outcome_of
 from slabpress.pipeline.topics import Topic
 from slabpress.results import EXPIRED_SENT, EXPIRED_UNSENT, PROTOCOL
 from slabpress.shm.descriptors import Result
-
 from tests.pipeline.instant import WATCHDOG_S
 from tests.shm.kit import make_writer, small_arena
 
@@ -169,10 +169,9 @@ def test_a_callback_for_a_resolved_record_runs_at_once_in_the_callers_thread(des
     assert threads == [threading.current_thread()]
 
 
-def test_what_a_callback_raises_is_logged_and_hurts_nothing(
-    desk: _Desk, caplog: pytest.LogCaptureFixture
-) -> None:
-    batch, calls = desk.batch(), []
+def test_what_a_callback_raises_is_logged_and_hurts_nothing(desk: _Desk, caplog: pytest.LogCaptureFixture) -> None:
+    batch = desk.batch()
+    calls: list[DeliveryHandle] = []
 
     def fail(handle: DeliveryHandle) -> None:
         raise LookupError("mine")
@@ -191,7 +190,9 @@ def test_what_a_callback_raises_is_logged_and_hurts_nothing(
 
 def test_on_delivery_gets_every_record_of_every_batch_in_order() -> None:
     watch, calls = Watch(), []
-    reporter = Reporter(watch, lambda handle: calls.append((handle.result().offset, reporter.in_callback())), list)
+    reporter = Reporter(
+        watch, lambda handle: calls.append((handle.result().offset, reporter.in_callback())), lambda _: None
+    )
     desk = _Desk()
     desk.watch, desk.reporter = watch, reporter
     for offset in (100, 200):
@@ -273,7 +274,7 @@ def test_many_records_are_done_when_their_last_batch_is(desk: _Desk) -> None:
     many = ManyDelivery(5, batches)
     desk.deliver(batches[1])
     assert not many.done()
-    with pytest.raises(TimeoutError, match="5 records not resolved within 0.001 s"):
+    with pytest.raises(TimeoutError, match=r"5 records not resolved within 0\.001 s"):
         many.exceptions(0.001)
     desk.deliver(batches[0])
     assert many.done()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from slabpress.errors import (
     BootstrapError,
     ProducerClosedError,
@@ -20,7 +21,6 @@ from slabpress.errors import (
 )
 from slabpress.pipeline.batch import DeliveryHandle
 from slabpress.shm.states import FREE
-
 from tests.pipeline.instant import WATCHDOG_S, Parts, Rig, parts
 from tests.support.reference_batch import Record, java_partition
 
@@ -78,9 +78,7 @@ def _answer_when_wanted(rig: Parts, name: str, partitions: int | None, code: int
         (44, "error 44"),
     ],
 )
-def test_a_topic_that_the_cluster_does_not_know_is_named_with_the_clusters_words(
-    code: int | None, said: str
-) -> None:
+def test_a_topic_that_the_cluster_does_not_know_is_named_with_the_clusters_words(code: int | None, said: str) -> None:
     with parts(max_block_ms=0 if code is None else 100) as rig:
         thread, found = _run(lambda: rig.send(b"v"))
         if code is not None:
@@ -161,9 +159,9 @@ def test_a_partition_that_was_just_added_is_found() -> None:
 
 @pytest.mark.parametrize("partition", [True, "1", 1.0])
 def test_a_partition_is_a_number(partition: Any) -> None:
-    with Rig() as rig:
-        with pytest.raises(RecordTypeError, match=f"must be an int or None, not {type(partition).__name__}"):
-            rig.send("t", b"v", partition=partition)
+    text = f"partition must be an int or None, not {type(partition).__name__}"
+    with Rig() as rig, pytest.raises(RecordTypeError, match=text):
+        rig.send("t", b"v", partition=partition)
 
 
 # --- records ------------------------------------------------------------------------------------------------
@@ -217,9 +215,7 @@ def test_a_record_larger_than_all_slabs_is_refused_with_both_sizes() -> None:
         assert slabs < rig.producer.config.max_request_size
         with pytest.raises(RecordTooLargeError) as caught:
             rig.send("t", b"x" * slabs)
-        assert str(caught.value).endswith(
-            f"more than the {slabs} bytes of slabs in buffer_memory: raise buffer_memory"
-        )
+        assert str(caught.value).endswith(f"more than the {slabs} bytes of slabs in buffer_memory: raise buffer_memory")
 
 
 def test_the_largest_record_that_fits_takes_every_slab_and_arrives() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from slabpress.errors import RecordTypeError, TooManyTopicsError, TopicNameError
 from slabpress.pipeline.topics import check_topic_name
-
 from tests.pipeline.instant import parts
 
 

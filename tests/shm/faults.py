@@ -127,5 +127,5 @@ def mortal(arena: Arena, life: Life) -> Any:
 
 def make_mortal(holder: Any, real: Arena, life: Life) -> None:
     """Let an Admission or a Compressor change the arena only as long as ``life`` lasts."""
-    holder._arena = mortal(real, life)  # noqa: SLF001 - the test stands between the two
-    holder._descriptors = MortalDescriptors(life, holder._arena, real)  # noqa: SLF001 - as above
+    holder._arena = mortal(real, life)
+    holder._descriptors = MortalDescriptors(life, holder._arena, real)

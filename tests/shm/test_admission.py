@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from slabpress._native import NONE
 from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
@@ -33,7 +35,6 @@ from slabpress.shm.states import (
     owned,
 )
 from slabpress.workers.compressor import Compressor
-
 from tests.shm.faults import Killed, Life, make_mortal
 from tests.shm.kit import CHILD_TIMEOUT_S, PROJECT, SealingCoordinator, deliver, publish_raw, small_arena
 
@@ -182,6 +183,49 @@ def _changes_of_take() -> int:
         return life.made
 
 
+_HOLDER = """
+import os, sys
+from slabpress.shm.admission import Admission
+from slabpress.shm.arena import Arena
+arena = Arena.attach(int(sys.argv[1]))
+with Admission(arena, 0).lock():
+    os.write(1, b"x")
+    sys.stdin.read()
+"""
+
+
+def test_the_lock_excludes_other_processes_until_its_holder_lets_go_or_dies() -> None:
+    with small_arena() as arena:
+
+        def try_lock() -> None:
+            mode = fcntl.LOCK_EX | fcntl.LOCK_NB
+            fcntl.lockf(arena.descriptor, mode, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
+            fcntl.lockf(arena.descriptor, fcntl.LOCK_UN, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
+
+        for end in (lambda child: child.communicate(), lambda child: child.kill()):
+            with subprocess.Popen(
+                [sys.executable, "-c", _HOLDER, str(arena.descriptor)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[arena.descriptor],
+                cwd=PROJECT,
+            ) as child:
+                assert child.stdout is not None
+                assert child.stdout.read(1) == b"x"
+                # Readers would share a lock that is not exclusive.
+                with pytest.raises(BlockingIOError):
+                    fcntl.lockf(
+                        arena.descriptor,
+                        fcntl.LOCK_SH | fcntl.LOCK_NB,
+                        1,
+                        at.ADMISSION_LOCK_BYTE,
+                        os.SEEK_SET,
+                    )
+                end(child)
+                child.wait(CHILD_TIMEOUT_S)
+            try_lock()
+
+
 # --- death at every step ------------------------------------------------------------------------------------
 
 
@@ -230,7 +274,7 @@ class _Scene:
 
 
 def _decompress(codec: int, payload: bytes) -> bytes:
-    from tests.support.reference_batch import decompress  # noqa: PLC0415 - its codecs load on first use
+    from tests.support.reference_batch import decompress
 
     return decompress(codec, payload)
 

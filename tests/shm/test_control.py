@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
+
 from slabpress.shm import doorbell
 from slabpress.shm.control import (
     CONTROL_BYTES,
@@ -23,7 +24,6 @@ from slabpress.shm.doorbell import Doorbell
 from slabpress.shm.handover import ArenaGrant, Grant, decode_grant, pidfd_of_self
 from slabpress.shm.layout import LINE_BYTES, WORKERS_MAX
 from slabpress.shm.states import PROCESS_ABSENT, PROCESS_RUNNING, PROCESS_STARTING
-
 from tests.shm.kit import CHILD_TIMEOUT_S, PROJECT, run_python, small_arena
 
 
@@ -310,5 +310,3 @@ os._exit(0)
 
 def test_a_child_hears_that_the_coordinator_died() -> None:
     assert run_python(_PARENT_THAT_DIES).stdout == "gone"
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from slabpress.shm import states
 from slabpress.shm.states import (
     BATCH_STATES,
@@ -72,6 +73,6 @@ def test_an_owned_word_keeps_state_and_worker_apart() -> None:
 
 
 def test_no_worker_has_the_number_of_an_orphan() -> None:
-    from slabpress.shm.layout import WORKERS_MAX  # noqa: PLC0415 - the other module's number
+    from slabpress.shm.layout import WORKERS_MAX
 
     assert WORKERS_MAX <= states.ORPHAN
