@@ -202,7 +202,7 @@ def test_the_lock_excludes_other_processes_until_its_holder_lets_go_or_dies() ->
             fcntl.lockf(arena.descriptor, mode, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
             fcntl.lockf(arena.descriptor, fcntl.LOCK_UN, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
 
-        for end in (lambda child: child.communicate(), lambda child: child.kill()):
+        for killed in (False, True):
             with subprocess.Popen(
                 [sys.executable, "-c", _HOLDER, str(arena.descriptor)],
                 stdin=subprocess.PIPE,
@@ -221,7 +221,10 @@ def test_the_lock_excludes_other_processes_until_its_holder_lets_go_or_dies() ->
                         at.ADMISSION_LOCK_BYTE,
                         os.SEEK_SET,
                     )
-                end(child)
+                if killed:
+                    child.kill()
+                else:
+                    child.communicate()
                 child.wait(CHILD_TIMEOUT_S)
             try_lock()
 
