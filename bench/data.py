@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 
-from slabpress.workers.codecs import make_codec
-
 _PAGES = ("/", "/search", "/cart", "/checkout", "/account/orders", "/product", "/help/returns")
 _AGENTS = ("Mozilla/5.0 (X11; Linux x86_64)", "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5)", "curl/8.6.0")
 RECORD_BYTES = 200
@@ -33,6 +31,8 @@ def json_lines(count: int) -> list[bytes]:
 
 def ratio(lines: list[bytes], codec: str) -> float:
     """How much smaller ``codec`` makes 256 KiB of these lines."""
+    from slabpress.workers.codecs import make_codec  # not at import: bench.footprint weighs what is imported
+
     raw = b"".join(lines)[: 256 * 1024]
     if codec == "none":
         return 1.0

@@ -8,16 +8,18 @@ process of a kind carries what others share with it, so figures of a lone produc
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from bench.data import json_lines
 from bench.report import write_json
-from slabpress import Producer
-from tests.support.mock_cluster import MockCluster
+
+if TYPE_CHECKING:
+    import psutil
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 RECORDS = 400_000
@@ -30,41 +32,51 @@ def private_pss_bytes(pid: int) -> int:
     return figures["Pss"] - figures["Pss_Shmem"]
 
 
-def measure(codec: str, servers: str, lines: list[bytes]) -> dict[str, int]:
-    """Bytes of each process: what the producer added to this one, and all of each child."""
+def measure(codec: str, servers: str) -> dict[str, int]:
+    """Bytes of each process: what slabpress added to this one, all of each child. Runs in a fresh interpreter."""
+    lines = json_lines(10_000)
+    import psutil
+
     before = private_pss_bytes(os.getpid())
+    from slabpress import Producer
+
     with Producer(servers, compression_type=codec, workers=2) as producer:
         producer.send("footprint", b"first").result(30)
-        figures = {"coordinator idle": private_pss_bytes(os.getpid()) - before}
-        children = {}
-        for child in psutil.Process().children():
-            module = next((part for part in child.cmdline() if part.startswith("slabpress.")), None)
-            if module == "slabpress.network":
-                children["network process"] = child.pid
-            elif module == "slabpress.workers":
-                children.setdefault("worker", child.pid)
-        figures |= {f"{name} idle": private_pss_bytes(pid) for name, pid in children.items()}
+        pids = {"coordinator": os.getpid()} | _children(psutil.Process())
+        figures = {f"{name} idle": private_pss_bytes(pid) for name, pid in pids.items()}
         for start in range(0, RECORDS, len(lines)):
             producer.send_many("footprint", lines[: RECORDS - start])
         producer.flush()
-        figures["coordinator loaded"] = private_pss_bytes(os.getpid()) - before
-        figures |= {f"{name} loaded": private_pss_bytes(pid) for name, pid in children.items()}
-    return figures
+        figures |= {f"{name} loaded": private_pss_bytes(pid) for name, pid in pids.items()}
+    return {name: value - before if name.startswith("coordinator") else value for name, value in figures.items()}
+
+
+def _children(me: psutil.Process) -> dict[str, int]:
+    """The network process and one of the workers."""
+    names = {"slabpress.network": "network process", "slabpress.workers": "worker"}
+    return {names[part]: child.pid for child in me.children() for part in child.cmdline() if part in names}
 
 
 def main() -> None:
-    """Measure every codec and print a table."""
+    """Measure every codec in a process of its own and print a table."""
     parser = argparse.ArgumentParser(description="memory of each process beside the arena")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--one", nargs=2, metavar=("CODEC", "SERVERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    lines = json_lines(10_000)
+    if options.one:
+        print(json.dumps(measure(*options.one)))
+        return
+    rows: list[dict[str, Any]] = []
+    from tests.support.mock_cluster import MockCluster
+
     with MockCluster() as sink:
         sink.create_topic("footprint", 4)
-        rows: list[dict[str, Any]] = [
-            {"codec": codec} | measure(codec, sink.bootstrap_servers, lines) for codec in CODECS
-        ]
+        for codec in CODECS:
+            command = [sys.executable, "-m", "bench.footprint", "--one", codec, sink.bootstrap_servers]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+            rows.append({"codec": codec} | json.loads(done.stdout))
     names = list(rows[0])[1:]
-    print("MiB of PSS without the arena")
+    print("MiB of PSS without the arena; the coordinator's is what importing and using slabpress adds")
     print(f"{'codec':8}" + "".join(f"{name:>24}" for name in names))
     for row in rows:
         print(f"{row['codec']:8}" + "".join(f"{row[name] / 2**20:24.1f}" for name in names))

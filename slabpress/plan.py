@@ -19,9 +19,9 @@ from slabpress.shm.layout import WORKERS_MAX, Geometry, layout_of, plan_geometry
 from slabpress.units import format_bytes
 
 # Footprints: PSS without the arena, rounded up, of each idle process on CPython 3.11 to 3.13, x86-64 Linux.
-WORKER_PROCESS_BYTES: Final = 9 << 20
+WORKER_PROCESS_BYTES: Final = 10 << 20
 NETWORK_PROCESS_BYTES: Final = 20 << 20
-COORDINATOR_BYTES: Final = 6 << 20
+COORDINATOR_BYTES: Final = 10 << 20
 
 _SLAB_BYTES_LEAST: Final = 4 * 1024
 _SLAB_BYTES_MOST: Final = 64 * 1024
