@@ -60,7 +60,7 @@ class Drive(NamedTuple):
     """One thread's part: called until stopping with the place of its producer."""
 
     send: Callable[[int, bytes], bool]
-    finish: Callable[[int], None]
+    finish: Callable[[int], object]
 
 
 def run_threads(drive: Drive, tally: Tally, messages: list[bytes], stopping: threading.Event) -> None:
@@ -196,7 +196,9 @@ class Confluent:
             return lambda error, _: tally.resolve(index, error)
 
         reports = [report_of(index) for index in range(len(producers))]
-        run_threads(Drive(send, lambda index: producers[index].flush(DELIVERY_TIMEOUT_MS / 1000)), tally, messages, stopping)
+        run_threads(
+            Drive(send, lambda index: producers[index].flush(DELIVERY_TIMEOUT_MS / 1000)), tally, messages, stopping
+        )
 
 
 class KafkaPython:

@@ -93,6 +93,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'slabpress' has no attribute {name!r}")
+    if name == "Producer":
+        # Before its modules are loaded: on other platforms their imports would fail, and say less.
+        importlib.import_module("slabpress.platforms").check_platform()
     home = importlib.import_module(f"slabpress.{_HOMES.get(name, 'errors')}")
     value = getattr(home, name)
     globals()[name] = value

@@ -33,15 +33,22 @@ _THREAD_END_S: Final = 10.0
 _OWN_FILES: Final = ("/memfd:slabpress", "anon_inode:[eventfd]", "anon_inode:[pidfd]")
 
 
-class _Wide:
-    """Counts fixtures that outlive a test: what they open while one runs is not that test's."""
+class _WideFixtures:
+    """Counts fixtures that outlive a test: what they open while one runs is not that test's.
+
+    A plugin of its own, as pytest asks only those above the tests' folder about a session's fixtures.
+    """
 
     started = 0
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> None:
+        if fixturedef.scope != "function":
+            _WideFixtures.started += 1
 
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> None:
-    if fixturedef.scope != "function":
-        _Wide.started += 1
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_WideFixtures())
 
 
 class _Belongings(NamedTuple):
@@ -107,10 +114,10 @@ def _left(before: _Belongings, *, shares_a_broker: bool) -> list[str]:
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process, a descriptor, a shared memory object or a thread (law 11)."""
     shares_a_broker = any("kafka" in name or "cluster" in name for name in request.fixturenames)
-    before, wide = _look(), _Wide.started
+    before, wide = _look(), _WideFixtures.started
     yield
     left = _left_threads(before.threads)
-    if wide == _Wide.started:
+    if wide == _WideFixtures.started:
         found = _left(before, shares_a_broker=shares_a_broker)
         if found:
             gc.collect()  # what only waits for the collector is not left behind

@@ -47,7 +47,6 @@ from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, Control
 from slabpress.shm.descriptors import Descriptors
-from slabpress.shm.segment import check_platform
 from slabpress.shm.states import DONE, PROCESS_RUNNING
 from slabpress.shm.topics import TopicTable
 from slabpress.units import format_bytes
@@ -80,7 +79,6 @@ class Coordinator:
         roles: Callable[[int], list[Role]],
         on_delivery: DoneCallback | None,
     ) -> None:
-        check_platform()
         check_memory(plan)
         rng = random.Random()  # noqa: S311 - spreads records over partitions, protects nothing
         self.plan = plan

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Final
 
-from slabpress.errors import MemoryShortError, UnsupportedPlatformError
+from slabpress.errors import MemoryShortError
 
 # Linux's fcntl commands, for Pythons before 3.14 that do not name them.
 _F_ADD_SEALS: Final = 1033
@@ -24,16 +24,6 @@ _F_SEAL_GROW: Final = 0x0004
 _SHORTAGE: Final = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EFBIG})
 
 
-def check_platform(platform: str = sys.platform) -> None:
-    """Raise UnsupportedPlatformError where the arena cannot be made."""
-    if platform.startswith("linux") or platform == "darwin":
-        return
-    raise UnsupportedPlatformError(
-        f"slabpress needs anonymous shared memory, record locks and descriptor passing, which {platform} "
-        "lacks: run it on Linux (or macOS); on Windows, under WSL 2"
-    )
-
-
 def create_segment(name: str, size: int) -> int:
     """An anonymous shared-memory file of ``size`` bytes, all of them allocated now, that cannot be resized.
 
@@ -42,9 +32,7 @@ def create_segment(name: str, size: int) -> int:
 
     Raises:
         MemoryShortError: the system has not ``size`` bytes to give.
-        UnsupportedPlatformError: the platform lacks what is needed.
     """
-    check_platform()
     descriptor = _open_anonymous(name)
     try:
         _allocate(descriptor, size)

@@ -184,9 +184,7 @@ def test_while_somebody_waits_the_fast_lane_is_closed() -> None:
 
 
 def test_short_of_slabs_open_batches_are_sealed_long_before_they_have_lingered() -> None:
-    with Rig(
-        {"t": 16}, max_block_ms=60_000, linger_ms=3_600_000, request_timeout_ms=1, delivery_timeout_ms=7_200_000
-    ) as rig:
+    with Rig({"t": 16}, linger_ms=3_600_000, delivery_timeout_ms=7_200_000) as rig:
         handles = [rig.send("t", b"x" * 900, partition=number % 16) for number in range(400)]
         assert sum(handle.done() for handle in handles) > 300
         rig.flush()

@@ -37,12 +37,15 @@ def test_a_result_comes_back_with_its_text_cut_to_what_fits(result: Result) -> N
 def test_a_text_is_never_cut_inside_a_character() -> None:
     with small_arena() as arena:
         descriptors = Descriptors(arena)
+        neighbour = slice(arena.layout.descriptors + at.DESCRIPTOR_BYTES, None)
+        before = bytes(arena.view[neighbour])
         for lead in range(4):
             text = "x" * lead + "☃" * at.TEXT_BYTES
             descriptors.set_result(0, Result(0, -1, -1, -1, retriable=False, text=text))
             found = descriptors.result(0).text
             assert text.startswith(found)
             assert at.TEXT_BYTES - 3 < len(found.encode()) <= at.TEXT_BYTES
+        assert bytes(arena.view[neighbour]) == before
 
 
 @settings(max_examples=30)

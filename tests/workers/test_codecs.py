@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,9 +71,18 @@ def _gunzip(payload: bytes) -> bytes:
     return gzip_decode(payload)  # type: ignore[no-any-return]
 
 
+def _kafka_python_unsnappy(payload: bytes) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # kafka-python's own import uses a deprecated function
+        from kafka.codec import snappy_decode as decode
+    data: bytes = decode(payload)
+    return data
+
+
 def _unsnappy(payload: bytes) -> bytes:
     data: bytes = snappy_decode(payload)
     assert decode_snappy_block(payload) == data
+    assert _kafka_python_unsnappy(payload) == data
     return data
 
 
