@@ -106,7 +106,8 @@ def main() -> None:
         options.sides = [side for side in options.sides if side not in memory_java.RELEASES]
         print(f"no Java side: {missing}")
     usual = (2.0, 4.0, 2.0) if options.quick else (3.0, 15.0, 5.0)
-    phases = Phases(usual[0], options.seconds or usual[1], usual[2] if options.stopped is None else options.stopped)
+    trickle_s = usual[1] if options.seconds is None else options.seconds
+    phases = Phases(usual[0], trickle_s, usual[2] if options.stopped is None else options.stopped)
     messages = make_messages()
     began = time.monotonic()
     print(

@@ -91,7 +91,7 @@ def _texts(run: dict[str, Any], none_bytes: int) -> dict[str, str]:
         "heap": f"{heap / MIB:.0f}" if heap else "-",
         "accepted": f"{run['accepted_bytes'] / MIB:.0f}",
         "stall": f"{run['accepted_in_stall_bytes'] / MIB:.1f}",
-        "delivered": "all" if run["stored"] == accepted else f"{100 * share:.2f} %",
+        "delivered": "-" if not accepted else "all" if run["stored"] == accepted else f"{100 * share:.2f} %",
         "died": run["died"] or run["error"][:60] or "no",
     }
 
@@ -145,7 +145,8 @@ def _decorate(axes: Any, run: dict[str, Any], codec: str, producers: int) -> Non
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("seconds since acknowledgements slowed down")
     axes.set_ylabel("MiB above the process before its first producer")
-    title = f"{producers} producers with {limit:.0f} MiB of buffer memory in all, {codec}, while acknowledgements are slow (KAFKA-6512)"
+    held = f"{producers} producers, {limit:.0f} MiB of buffer memory in all, {codec}"
+    title = f"{held}: memory while acknowledgements are slow (KAFKA-6512)"
     axes.set_title(title, pad=18, fontsize=11)
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, frameon=False)

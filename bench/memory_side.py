@@ -12,8 +12,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bench.memory_clients import CLIENTS, Tally
+from bench.memory_clients import CLIENTS
 from bench.memory_messages import Job, split_messages
+from bench.memory_tally import Tally
 
 REPORT_EVERY_S = 0.1
 

@@ -56,6 +56,7 @@ class OpenBatch:
     records: int
     bytes: int
     last_call: int
+    closed: bool
     def __init__(self, descriptor: int, partition: int) -> None: ...
 
 class RecordHandle:
@@ -85,6 +86,9 @@ class FastLane:
         self, topic_name: str, value: Part, key: Part, headers: Headers | None, timestamp_ms: int | None
     ) -> Any: ...
 
+class SealPoint:
+    def __init__(self, memory: Memory, tail_at: int, ring: Words, states: Words, seal_number_at: int) -> None: ...
+
 class RecordWriter:
     batch_bytes: int
     largest_record_bytes: int
@@ -108,6 +112,7 @@ class RecordWriter:
     def append(
         self, batch: OpenBatch, key: Part, value: Part, headers: Headers | None, timestamp_ms: int | None
     ) -> int: ...
+    def seal(self, batch: OpenBatch, slab_state: int, batch_state: int, point: SealPoint) -> int: ...
     def append_many(
         self,
         batches: Sequence[OpenBatch | None],

@@ -377,6 +377,7 @@ cdef class OpenBatch:
     cdef readonly uint32_t records
     cdef readonly uint64_t bytes
     cdef public uint64_t last_call
+    cdef readonly bint closed
 
     def __init__(self, int32_t descriptor, int32_t partition):
         self.descriptor = descriptor
@@ -390,6 +391,7 @@ cdef class OpenBatch:
         self.records = 0
         self.bytes = 0
         self.last_call = 0
+        self.closed = False
         self.base_timestamp = 0
         self.max_timestamp = 0
 
@@ -628,6 +630,31 @@ cdef int grab(object source, Piece *piece, str what) except -1:
     return 0
 
 
+cdef class SealPoint:
+    """Where the order of seals is kept. The coordinator alone seals.
+
+    Args:
+        memory: the mapping.
+        tail_at: offset of the u64 that counts seals.
+        ring: the seal ring.
+        states: the batches' state words.
+        seal_number_at: offset of the seal number within a descriptor.
+    """
+
+    cdef Memory tail
+    cdef Py_ssize_t tail_at, seal_number_at
+    cdef Words ring, states
+
+    def __init__(self, Memory memory not None, Py_ssize_t tail_at, Words ring not None, Words states not None,
+                 Py_ssize_t seal_number_at):
+        memory.at(tail_at, 8)
+        self.tail = memory
+        self.tail_at = tail_at
+        self.ring = ring
+        self.states = states
+        self.seal_number_at = seal_number_at
+
+
 cdef class RecordWriter:
     """Writes Kafka v2 records (KIP-98) straight into the slabs of open batches.
 
@@ -763,6 +790,29 @@ cdef class RecordWriter:
                 touched.append(slot)
         return count, ALL_APPENDED, target
 
+    def seal(self, OpenBatch batch not None, uint32_t slab_state, uint32_t batch_state, SealPoint point not None):
+        """Close a batch that has records to more of them and publish it, in one step that no signal handler splits.
+
+        Args:
+            batch: a batch with records that is not closed.
+            slab_state, batch_state: what its slabs and the batch become.
+            point: where the order of seals is kept.
+
+        Returns:
+            Its seal number, from 1.
+        """
+        cdef uint64_t tail
+        if batch.closed or batch.records == 0:
+            raise ValueError(f"a batch with {batch.records} records, closed {batch.closed}, cannot be sealed")
+        tail = sp_load64(point.tail.at(point.tail_at, 8))
+        batch.closed = True
+        sp_store64(batch.fields + point.seal_number_at, tail + 1)
+        self.slabs.paint(batch.first_slab, slab_state)
+        sp_store32(point.ring.word(tail % <uint64_t>point.ring.count), <uint32_t>batch.descriptor)
+        sp_store32(point.states.word(batch.descriptor), batch_state)
+        sp_store64(point.tail.at(point.tail_at, 8), tail + 1)
+        return tail + 1
+
     cdef Py_ssize_t encode(self, OpenBatch batch, object key, object value, list headers,
                            int64_t timestamp) except -3:
         """Encode one record at the batch's cursor: its size, or 0 full, -1 no slab, -2 too large."""
@@ -776,6 +826,8 @@ cdef class RecordWriter:
         value_piece.held = False
         if self.memory.base == NULL:
             raise ValueError("the arena was released")  # the cursor would point nowhere
+        if batch.closed:
+            return 0
         if batch.fields == NULL:
             batch.fields = self.memory.at(
                 self.descriptors + <Py_ssize_t>batch.descriptor * self.descriptor_bytes, self.descriptor_bytes)

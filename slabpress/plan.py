@@ -20,16 +20,18 @@ from slabpress.units import format_bytes
 
 # Footprints: PSS without the arena, rounded up, of each idle process on CPython 3.11 to 3.13, x86-64 Linux.
 WORKER_PROCESS_BYTES: Final = 10 << 20
-NETWORK_PROCESS_BYTES: Final = 20 << 20
+NETWORK_PROCESS_BYTES: Final = 18 << 20
+# What the network process keeps of each topic-partition: its queue, its leader, its share of a metadata answer.
+NETWORK_BYTES_PER_PARTITION: Final = 1280
 COORDINATOR_BYTES: Final = 10 << 20
 
 _SLAB_BYTES_LEAST: Final = 4 * 1024
 _SLAB_BYTES_MOST: Final = 64 * 1024
-_BYTES_PER_TOPIC_PARTITION: Final = 8 * 1024
+_BYTES_PER_TOPIC_PARTITION: Final = 16 * 1024
 _TOPIC_PARTITIONS_LEAST: Final = 128
 _TOPIC_PARTITIONS_MOST: Final = 16_384
 _TOPICS_LEAST: Final = 32
-_PARTITIONS_PER_TOPIC: Final = 4
+_PARTITIONS_PER_TOPIC: Final = 2
 
 
 class PlanLine(NamedTuple):
@@ -155,5 +157,6 @@ def _lines(config: Config, plan: MemoryPlan) -> tuple[PlanLine, ...]:
         PlanLine("codec workspace", plan.workers, codec_bytes, f"{config.compression_type}{level}, one a worker"),
         PlanLine("worker process", plan.workers, WORKER_PROCESS_BYTES, "interpreter and codec library"),
         PlanLine("network process", 1, NETWORK_PROCESS_BYTES, "interpreter, protocol, connections"),
+        PlanLine("network: partitions", geometry.partition_count, NETWORK_BYTES_PER_PARTITION, "queues and leaders"),
         PlanLine("coordinator", 1, COORDINATOR_BYTES, "what the import adds to your process"),
     )

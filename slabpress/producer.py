@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import threading
 import time
 import warnings
 import weakref
@@ -71,6 +72,7 @@ class Producer:
         self, bootstrap_servers: str | list[str], *, on_delivery: DoneCallback | None = None, **settings: Any
     ) -> None:
         self._closed = True  # until there is something to close
+        self._closing = threading.RLock()
         self.config = Config.of(bootstrap_servers, **settings)
         self.plan: MemoryPlan = plan_memory(self.config)
         self._coordinator = Coordinator(self.config, self.plan, self._roles, on_delivery)
@@ -202,23 +204,35 @@ class Producer:
             FlushTimeoutError: records were abandoned at the deadline; it counts them.
             CallbackFlushError: this is a delivery callback.
         """
-        if self._closed:
-            return
-        if self._coordinator.in_callback():
-            raise CallbackFlushError("close() inside a delivery callback would wait for itself")
-        self._closed = True
-        _open_producers.discard(self)
+        with self._closing:
+            if self._closed:
+                return
+            if self._coordinator.is_forked():
+                self._closed = True  # the parent's arena and children: a forked child touches nothing
+                return
+            if self._coordinator.in_callback():
+                raise CallbackFlushError("close() inside a delivery callback would wait for itself")
+            # From here nothing new is accepted. It raises, with nothing changed yet, where a signal handler closes
+            # a producer whose lock its own thread holds.
+            self._coordinator.refuse()
+            self._closed = True
+            _open_producers.discard(self)
+            self._close(timeout)
+
+    def _close(self, timeout: float | None) -> None:
         try:
             self._coordinator.flush(timeout)
         except FlushTimeoutError as error:
             lost = self._coordinator.close()
-            raise FlushTimeoutError(
-                f"the producer was closed after {timeout} s with {lost} records not acknowledged", records=lost
-            ) from error
+            if lost:
+                raise FlushTimeoutError(
+                    f"the producer was closed after {timeout} s with {lost} records not acknowledged", records=lost
+                ) from error
         except BaseException:
             self._coordinator.close()
             raise
-        self._coordinator.close()
+        else:
+            self._coordinator.close()
         self._coordinator.raise_unseen()
 
     def _check_usable(self, what: str) -> None:

@@ -93,9 +93,9 @@ def test_most_of_an_arena_is_for_records(mib: int) -> None:
 @pytest.mark.parametrize(
     ("mib", "slab_bytes", "partitions", "topics", "batch_bytes", "largest_record"),
     [
-        (1, 4096, 128, 32, None, None),
-        (32, 16384, 4096, 1024, 256 * 1024, 1 << 20),
-        (64, 32768, 8192, 2048, 256 * 1024, 1 << 20),
+        (1, 4096, 128, 64, None, None),
+        (32, 16384, 2048, 1024, 256 * 1024, 1 << 20),
+        (64, 32768, 4096, 2048, 256 * 1024, 1 << 20),
     ],
 )
 def test_the_sizes_that_follow_from_buffer_memory(

@@ -10,7 +10,7 @@ import selectors
 from collections.abc import Callable
 from typing import Any, Final
 
-from slabpress.network.backoff import Backoff
+from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.batches import ArenaBatches
 from slabpress.network.broker import Broker, Tools
 from slabpress.network.brokers import Brokers
@@ -81,6 +81,9 @@ class Loop:
         """Take over what a predecessor left."""
         for arena in self.arenas:
             arena.take_over()
+        # What the predecessor did last may have rung for nobody.
+        self._control.wake(COORDINATOR)
+        self._control.wake_one_worker()
 
     def turn(self, longest_s: float | None) -> None:
         """Do everything that can be done now, then wait for more.
@@ -190,7 +193,8 @@ class Loop:
             broker = self.brokers.get(node)
             if broker is not None:
                 times.append(broker.muted_until_ns if broker.is_ready else broker.retry_at_ns)
-        ahead = [time for time in times if time is not None and time > now]
+        # A time that is just now has not been acted on if it was set after that was looked at: come back soon.
+        ahead = [max(time, now + NS_PER_MS) for time in times if time is not None and time >= now]
         return (min(ahead) - now) / _NS_PER_S if ahead else None
 
     def _why_waiting(self, queue: PartitionQueue) -> str:

@@ -6,10 +6,11 @@ Pure but for the arena's memory: no threads, no clock of its own. The caller hol
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from typing import Final
 
-from slabpress._native import RecordWriter
+from slabpress._native import RecordWriter, SealPoint
 from slabpress.pipeline.batch import Batch, Watch
 from slabpress.pipeline.topics import Topic
 from slabpress.plan import MemoryPlan
@@ -29,6 +30,10 @@ from slabpress.shm.states import (
     SLAB_STATES,
 )
 
+# A batch that has lingered stays open while its topic-partition has this many on their way: one on the wire and one
+# ready to follow it. A third would only wait, and grow no more; behind slow acknowledgements sealing by the clock
+# alone leaves one-slab batches that fill the output ring.
+_UNDER_WAY_ENOUGH: Final = 2
 # Pressure seals batches only while fewer than this share of the slabs are already on their way to a worker:
 # in an outage, cutting open batches short would free nothing and only make them small.
 _ON_THEIR_WAY: Final = 4
@@ -64,9 +69,12 @@ class Accumulator:
         self._rng = rng
         self._descriptors = Descriptors(arena)
         self._cursor = 0
-        self._seal_tail = arena.seal_tail
+        self._seal_point = SealPoint(
+            arena.memory, at.SEAL_TAIL_AT, arena.seal_ring, arena.batch_states, at.SEAL_NUMBER_AT
+        )
         self._calls = itertools.count(1)
         self._open: dict[int, Batch] = {}  # by descriptor, oldest first: all linger equally long
+        self._held: dict[int, Batch] = {}  # those that have lingered and stay open, see _UNDER_WAY_ENOUGH
         self.batches: list[Batch | None] = [None] * arena.geometry.batch_count
         self.writer = RecordWriter(
             arena.memory,
@@ -87,6 +95,10 @@ class Accumulator:
         """A number for one send_many() call."""
         return next(self._calls)
 
+    def has_unfinished(self) -> bool:
+        """Whether any descriptor is in use."""
+        return self._arena.batch_states.tally(1)[FREE] < self._arena.batch_states.count
+
     @property
     def open_batches(self) -> int:
         """How many batches are open."""
@@ -99,59 +111,69 @@ class Accumulator:
         if descriptor < 0:
             return None
         self._cursor = (descriptor + 1) % states.count
-        self._descriptors.open(descriptor, partition_index, now_ns)
-        states.store(descriptor, OPEN)
+        # Known before it is OPEN: whatever a signal handler raises in between, lingering closes it again.
         batch = Batch(descriptor, topic, partition, now_ns, self._watch)
         self.batches[descriptor] = batch
         self._open[descriptor] = batch
+        self._descriptors.open(descriptor, partition_index, now_ns)
+        states.store(descriptor, OPEN)
         topic.open[partition] = batch
         return batch
 
     def seal(self, batch: Batch) -> None:
-        """Close a batch to further records and give it its place in the order."""
-        del self._open[batch.descriptor]
+        """Close a batch to further records and give it its place in the order.
+
+        Publishing is one native call; the bookkeeping after it may be cut short by what a signal handler raises,
+        and is done again by whoever meets the batch next: a closed batch takes no records.
+        """
+        if batch.records > 0 and not batch.closed:
+            batch.seal_number = self.writer.seal(batch, SLAB_SEALED, SEALED, self._seal_point)
+            memory = self._arena.memory
+            for place, amount in enumerate((batch.records, batch.bytes, 1)):
+                memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * place, amount)
+            batch.topic.under_way[batch.partition] += 1
         topic = batch.topic
-        topic.open[batch.partition] = None
-        if topic.sticky == batch.partition:
-            topic.stick_elsewhere(self._rng)
+        if topic.open[batch.partition] is batch:
+            topic.open[batch.partition] = None
+            if topic.sticky == batch.partition:
+                topic.stick_elsewhere(self._rng)
+        self._open.pop(batch.descriptor, None)
+        self._held.pop(batch.descriptor, None)
         if batch.records == 0:
             self.release(batch)
-            return
-        arena, memory = self._arena, self._arena.memory
-        tail = self._seal_tail
-        batch.seal_number = tail + 1
-        self._descriptors.set_seal_number(batch.descriptor, tail + 1)
-        arena.slabs.mark(batch.first_slab, SLAB_SEALED)
-        arena.seal_ring.store(tail % arena.geometry.seal_ring_entries, batch.descriptor)
-        arena.batch_states.store(batch.descriptor, SEALED)
-        self._seal_tail = tail + 1
-        memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
-        for place, amount in enumerate((batch.records, batch.bytes, 1)):
-            memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * place, amount)
-        self._control.wake_one_worker()
+        else:
+            self._control.wake_one_worker()
 
     def release(self, batch: Batch) -> None:
         """Give the descriptor back."""
-        self.batches[batch.descriptor] = None
         self._arena.batch_states.store(batch.descriptor, FREE)
+        if self.batches[batch.descriptor] is batch:
+            self.batches[batch.descriptor] = None
 
     def records_accepted(self) -> int:
         """Records that were ever appended, those in open batches included."""
         sealed = self._arena.memory.load_u64(at.COORDINATOR_COUNTERS_AT)
-        return sealed + sum(batch.records for batch in self._open.values())
+        return sealed + sum(batch.records for batch in self._all_open() if not batch.closed)
+
+    def _all_open(self) -> list[Batch]:
+        return [*self._open.values(), *self._held.values()]
 
     def seal_all(self) -> None:
         """Seal every open batch (flush)."""
-        for batch in list(self._open.values()):
+        for batch in self._all_open():
             self.seal(batch)
 
     def seal_lingering(self, now_ns: int) -> None:
-        """Seal every batch that has been open for the linger time."""
+        """Seal every batch that has been open for the linger time, unless enough is on its way before it."""
         while self._open:
             batch = next(iter(self._open.values()))
             if now_ns - batch.created_ns < self._linger_ns:
                 break
-            self.seal(batch)
+            if batch.topic.under_way[batch.partition] < _UNDER_WAY_ENOUGH or batch.records == 0:
+                self.seal(batch)
+            else:
+                del self._open[batch.descriptor]
+                self._held[batch.descriptor] = batch
 
     def next_linger_ns(self) -> int | None:
         """When the oldest open batch will have lingered; None while none is open."""
@@ -164,7 +186,7 @@ class Accumulator:
         counts = self._arena.slab_states.tally(len(SLAB_STATES))
         if counts[SLAB_SEALED] + counts[SLAB_COMPRESSING] > self._arena.geometry.slab_count // _ON_THEIR_WAY:
             return
-        fullest = sorted(self._open.values(), key=lambda batch: batch.bytes, reverse=True)
+        fullest = sorted(self._all_open(), key=lambda batch: batch.bytes, reverse=True)
         for batch in fullest[: max(1, len(fullest) // _SEALED_AT_ONCE)]:
             self.seal(batch)
 
@@ -176,9 +198,18 @@ class Accumulator:
             self._arena.batch_states.store(descriptor, REPORTING)
             if batch is not None and batch.outcome is None:
                 taken.append(batch)
-        return taken
+                self._make_way(batch)
+        return sorted(taken, key=lambda batch: batch.seal_number)  # callbacks of a topic-partition run in its order
+
+    def _make_way(self, done: Batch) -> None:
+        """One batch fewer is on its way: seal what was held behind it."""
+        topic, partition = done.topic, done.partition
+        topic.under_way[partition] -= 1
+        waiting = topic.open[partition]
+        if waiting is not None and waiting.descriptor in self._held:
+            self.seal(waiting)
 
     def unfinished(self) -> list[Batch]:
         """Every batch that has records and whose descriptor is not free yet, in seal order, open ones last."""
         batches = [batch for batch in self.batches if batch is not None and batch.records > 0]
-        return sorted(batches, key=lambda batch: batch.seal_number or self._seal_tail + 1)
+        return sorted(batches, key=lambda batch: batch.seal_number or math.inf)

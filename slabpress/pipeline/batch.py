@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from slabpress._native import OpenBatch, RecordHandle
-from slabpress.errors import SlabpressError
+from slabpress.errors import ForkedError, SlabpressError
 
 if TYPE_CHECKING:
     from slabpress.pipeline.topics import Topic
@@ -57,8 +57,15 @@ class Watch:
         self.failed_records = 0
         self.seen_records = 0
         self.first_error: SlabpressError | None = None
+        self.forked = False
+        self.start_callbacks: Callable[[], None] = lambda: None
         self.delivered_ever = 0
         self.failed_ever = 0
+
+    def check_not_forked(self) -> None:
+        """Raise ForkedError in a forked child: nobody there will ever say what became of a batch."""
+        if self.forked:
+            raise ForkedError("this handle's producer belongs to the process that forked this one: ask for it there")
 
     def count(self, batch: Batch, outcome: Outcome) -> None:
         """Take note of an outcome. The caller holds ``changed``."""
@@ -168,6 +175,7 @@ class DeliveryHandle(RecordHandle):
         """
         batch = self._batch
         if batch.outcome is None:
+            batch.watch.check_not_forked()
             with batch.watch.changed:
                 if not batch.watch.changed.wait_for(self.done, timeout):
                     raise TimeoutError(
@@ -188,6 +196,7 @@ class DeliveryHandle(RecordHandle):
         logged and hurts nothing.
         """
         batch = self._batch
+        batch.watch.start_callbacks()
         with batch.watch.changed:
             if batch.outcome is None:
                 if batch.callbacks is None:
@@ -228,12 +237,16 @@ class ManyDelivery:
         if not self._batches:
             return []
         watch = self._batches[0].watch
+        watch.check_not_forked()
         with watch.changed:
             if not watch.changed.wait_for(self.done, timeout):
                 raise TimeoutError(f"{self.accepted} records not resolved within {timeout} s")
             failed = [batch for batch in self._batches if batch.outcome and batch.outcome.error]
+            # The batches may hold records of others, whose failures stay unseen.
+            own = self.accepted
             for batch in failed:
-                watch.count_seen(batch, batch.records)
+                watch.count_seen(batch, min(own, batch.records))
+                own -= min(own, batch.records)
         return [batch.outcome.error for batch in failed if batch.outcome and batch.outcome.error]
 
     def result(self, timeout: float | None = None) -> int:

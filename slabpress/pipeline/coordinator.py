@@ -43,9 +43,10 @@ from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.supervisor import Role, Supervisor
 from slabpress.pipeline.topics import TopicRegistry
 from slabpress.plan import MemoryPlan
+from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, Control
+from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, NETWORK, Control
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.states import DONE, PROCESS_RUNNING
 from slabpress.shm.topics import TopicTable
@@ -54,6 +55,7 @@ from slabpress.units import format_bytes
 # An index no worker has: the coordinator takes the admission lock to recover, never to compress.
 _NO_WORKER: Final = 0xFFFE
 _JOIN_TIMEOUT_S: Final = 10.0
+_NUDGE_S: Final = 1.0
 
 logger = logging.getLogger("slabpress")
 
@@ -99,12 +101,14 @@ class Coordinator:
             admission = Admission(self.arena, _NO_WORKER)
             self._supervisor = Supervisor(self.control, roles(self.arena.descriptor), admission.recover)
             self.control.set_state(COORDINATOR, PROCESS_RUNNING)
+            self._stopping = False
+            self._last_statistics: Statistics | None = None
+            self._next_nudge = 0.0
+            self._thread = threading.Thread(target=self._run, name="slabpress", daemon=True)
             self._supervisor.start()
+            undo.callback(self._supervisor.kill)
+            self._thread.start()
             undo.pop_all()
-        self._stopping = False
-        self._last_statistics: Statistics | None = None
-        self._thread = threading.Thread(target=self._run, name="slabpress", daemon=True)
-        self._thread.start()
 
     # --- the background thread ------------------------------------------------------------------------------
 
@@ -123,10 +127,26 @@ class Coordinator:
         with self.lock:
             self.accumulator.seal_lingering(time.monotonic_ns())
             done = self.accumulator.take_done()
+            self._topics.drop_idle(time.monotonic())
             if self._topics.refresh():
                 self.sender.lookup.changed.notify_all()
+            self._nudge()
         self._resolve(done)
         self._supervisor.check()
+
+    def _nudge(self) -> None:
+        """Once a second, while anything is under way: ring whoever sleeps and may have work.
+
+        A ring that went to a process that was stopped, or died before it passed it on, costs a second by this.
+        """
+        now = time.monotonic()
+        if now < self._next_nudge or not self.accumulator.has_unfinished():
+            return
+        self._next_nudge = now + _NUDGE_S
+        self.control.wake(NETWORK)
+        if self.arena.seal_head != self.arena.seal_tail or self.arena.memory.load_u64(at.ORPHANS_AT):
+            for slot in self.control.workers:
+                self.control.wake(slot)
 
     def _resolve(self, done: list[Batch]) -> None:
         if done:
@@ -149,13 +169,16 @@ class Coordinator:
             control.get_up(COORDINATOR)
 
     def _timeout_s(self) -> float | None:
-        """Until the next linger or restart is due; None while nothing is."""
-        due = self.accumulator.next_linger_ns()
-        waits = [] if due is None else [(due - time.monotonic_ns()) / 1e9]
-        restart = self._supervisor.next_restart()
-        if restart is not None:
-            waits.append(restart - time.monotonic())
-        return max(0.0, min(waits)) if waits else None
+        """Until the next linger, nudge, restart or forgotten topic is due; None while nothing is."""
+        linger_ns = self.accumulator.next_linger_ns()
+        due = [
+            None if linger_ns is None else linger_ns / 1e9,
+            self._next_nudge if self.accumulator.has_unfinished() else None,
+            self._supervisor.next_restart(),
+            self._topics.next_idle(),
+        ]
+        times = [time_s for time_s in due if time_s is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _release(self, batches: list[Batch]) -> None:
         with self.lock:
@@ -170,6 +193,10 @@ class Coordinator:
         self._refuse(lambda: type(error)(*error.args))
         self._supervisor.kill()
         self._abandon("PROCESS_ERROR", str(error))
+
+    def refuse(self) -> None:
+        """Refuse every call from now on as that of a closed producer; waiting threads get the error."""
+        self._refuse(_closed)
 
     def _refuse(self, refusal: Callable[[], SlabpressError]) -> None:
         with self.lock:
@@ -192,11 +219,11 @@ class Coordinator:
 
     def statistics(self) -> Statistics:
         """The figures of this moment; after close(), the last ones."""
+        children = sum(map(process_bytes, self._supervisor.pids()))
         with self.lock:
             if self._last_statistics is not None:
                 return self._last_statistics
-            children = self._supervisor.pids()
-            measured = self.arena.geometry.arena_bytes + CONTROL_BYTES + sum(map(process_bytes, children))
+            measured = self.arena.geometry.arena_bytes + CONTROL_BYTES + children
             with self.watch.changed:
                 counts = RecordCounts(
                     self.accumulator.records_accepted(), self.watch.delivered_ever, self.watch.failed_ever
@@ -248,21 +275,25 @@ class Coordinator:
         ) from error
 
     def close(self) -> int:
-        """End children and threads and give the memory back; how many records were lost by that."""
-        self._refuse(_closed)
+        """End children and threads and give the memory back; how many records were lost by that. Refuse first."""
         self._stopping = True
-        self.control.bells[COORDINATOR].ring()
-        self._thread.join(_JOIN_TIMEOUT_S)
-        self._supervisor.stop()
-        self._take_results()  # those that came in while the children ended still count
-        lost = self._abandon("PRODUCER_CLOSED", "the producer was closed before they were acknowledged")
-        self._reporter.stop(_JOIN_TIMEOUT_S)
+        with contextlib.ExitStack() as steps:  # from the last to the first, whatever one of them raises
+            steps.callback(self._give_back)
+            steps.callback(self._reporter.stop, _JOIN_TIMEOUT_S)
+            try:
+                self.control.bells[COORDINATOR].ring()
+                self._thread.join(_JOIN_TIMEOUT_S)
+            finally:
+                self._supervisor.stop()
+            self._take_results()  # those that came in while the children ended still count
+            return self._abandon("PRODUCER_CLOSED", "the producer was closed before they were acknowledged")
+
+    def _give_back(self) -> None:
         last = self.statistics()
         with self.lock:
             self._last_statistics = last
             self.arena.close()
             self.control.close()
-        return lost
 
     def _take_results(self) -> None:
         with self.lock:
@@ -272,6 +303,7 @@ class Coordinator:
     def forked(self) -> None:
         """This process is a forked child: refuse every call, touch nothing that the parent uses."""
         self.sender.refuse(_forked)
+        self.watch.forked = True
 
     def is_forked(self) -> bool:
         """Whether this is a forked child of the process that made the producer."""

@@ -64,6 +64,7 @@ class TopicLookup:
         self._topics = topics
         self._known = topics.known
         self._check_usable = check_usable
+        self._lock = lock
         self.changed = threading.Condition(lock)  # type: ignore[arg-type] # Mutex has what a Condition needs
 
     def await_topic(self, name: str, deadline: float) -> Topic:
@@ -75,10 +76,10 @@ class TopicLookup:
         check_topic_name(name)
         if name in self._known:
             return self._known[name]
-        self._topics.want(name)
-        self._control.wake(NETWORK)
         started, patience = time.monotonic(), _PATIENCE_S
+        self._topics.want(name)
         try:
+            self._control.wake(NETWORK)
             while name not in self._known:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or self._topics.error_code(name) in _FINAL_TOPIC_ERRORS:
@@ -88,10 +89,20 @@ class TopicLookup:
                 if time.monotonic() - started > patience:
                     # Said once: a program that seems to hang behind a wrong address should not do so in silence.
                     patience = math.inf
-                    logger.warning("waiting for topic %r: %s", name, self._arena.report() or "no such topic yet")
+                    self._say_waiting(name)
         finally:
-            self._topics.give_up(name)
+            self._topics.give_up(name, time.monotonic())
         return self._known[name]
+
+    def _say_waiting(self, name: str) -> None:
+        """Log without the lock: a logging handler may send with this very producer."""
+        why = self._arena.report() or "no such topic yet"
+        self._lock.release()
+        try:
+            logger.warning("waiting for topic %r: %s", name, why)
+        finally:
+            self._lock.acquire()
+        self._check_usable()
 
     def _topic_missing(self, name: str) -> SlabpressError:
         code = self._topics.error_code(name)
@@ -124,6 +135,7 @@ class TopicLookup:
             while self._topics.answer(topic.name).answers == before and deadline > time.monotonic():
                 self.changed.wait(deadline - time.monotonic())
                 self._check_usable()
+            self._topics.refresh()  # the answer may be here before the background thread has taken it in
         if not 0 <= partition < len(topic.open):
             raise UnknownPartitionError(
                 f"topic {topic.name!r} has no partition {partition}: it has {len(topic.open)}, "

@@ -73,8 +73,7 @@ class Many:
             if why == STOPPED_TOO_LARGE:
                 raise self._sender.too_large(self._topic)
             if why == STOPPED_NOT_OPEN:
-                keyless = at_partition < 0
-                if self._append_keyless() if keyless else self._sender.open_batch(self._topic, at_partition):
+                if self._append_keyless() if at_partition < 0 else self._open(at_partition):
                     continue
                 return self._next > before or None
             batch = self._topic.open[at_partition]
@@ -85,6 +84,10 @@ class Many:
             if batch.records == 0:
                 self._accumulator.seal(batch)
             return self._next > before or None
+
+    def _open(self, partition: int) -> bool:
+        sticky = self._partition is None and self._keys is None
+        return self._sender.open_batch(self._topic, None if sticky else partition) is not None
 
     def _append_some(self) -> tuple[int, int]:
         """One run of the native loop: why it stopped, and at which partition."""

@@ -6,6 +6,7 @@ broker become back-pressure in send() and never a queue that grows (law 1).
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from slabpress.errors import DeliveryError, DeliveryTimeoutError, SlabpressError
 from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback, Outcome, Watch, run_callback
 from slabpress.results import DELIVERED, EXPIRED_SENT, EXPIRED_UNSENT, LOCAL_NAMES
 from slabpress.shm.descriptors import Result
+
+logger = logging.getLogger("slabpress")
 
 
 def outcome_of(batch: Batch, result: Result) -> Outcome:
@@ -65,6 +68,21 @@ class Reporter:
         self._release = release
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        watch.start_callbacks = self.start
+        if on_delivery is not None:
+            self.start()
+
+    def start(self) -> None:
+        """Start the callback thread, in the thread that first asks for a callback.
+
+        Not when the first one is due: at interpreter exit Python 3.12 starts no threads any more.
+        """
+        with self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="slabpress-callbacks", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def resolve(self, outcomes: list[tuple[Batch, Outcome]]) -> None:
         """Set the batches' outcomes; those with callbacks go to the callback thread, the rest are finished."""
@@ -78,9 +96,6 @@ class Reporter:
                 else:
                     self._queue.put(batch)
             self._watch.changed.notify_all()
-        if len(quiet) < len(outcomes) and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="slabpress-callbacks", daemon=True)
-            self._thread.start()
         self._finish(quiet)
 
     def in_callback(self) -> bool:
@@ -97,16 +112,18 @@ class Reporter:
 
     def _run(self) -> None:
         while (batch := self._queue.get()) is not None:
-            self._call_back(batch)
-            self._finish([batch])
+            try:
+                self._call_back(batch)
+            finally:
+                self._finish([batch])
 
     def _call_back(self, batch: Batch) -> None:
         error: SlabpressError | None = batch.outcome.error if batch.outcome else None
         for index, callback in batch.callbacks or ():
-            run_callback(callback, DeliveryHandle(batch, index))
+            run_guarded(callback, DeliveryHandle(batch, index))
         if self._on_delivery is not None:
             for index in range(batch.records):
-                run_callback(self._on_delivery, DeliveryHandle(batch, index))
+                run_guarded(self._on_delivery, DeliveryHandle(batch, index))
             if error is not None:
                 with self._watch.changed:
                     self._watch.count_seen(batch, batch.records)
@@ -120,3 +137,11 @@ class Reporter:
             for batch in batches:
                 batch.finished = True
             self._watch.changed.notify_all()
+
+
+def run_guarded(callback: DoneCallback, handle: DeliveryHandle) -> None:
+    """Run a callback on the callback thread, which nothing may end: not even sys.exit() in the user's code."""
+    try:
+        run_callback(callback, handle)
+    except BaseException:
+        logger.exception("a delivery callback tried to end its thread")

@@ -7,6 +7,7 @@ under the producer's lock, which a waiting thread releases, and with it the GIL.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 
@@ -36,15 +37,13 @@ class RoomLine:
         self._lock = lock
         self.turns: deque[Turn] = deque()
 
-    def join(self) -> Turn:
+    def join(self, turn: Turn) -> None:
         """Go to the end of the line."""
-        turn = Turn(self._lock)
         self.turns.append(turn)
-        return turn
 
     def is_first(self, turn: Turn) -> bool:
         """Whether it is this thread's turn."""
-        return self.turns[0] is turn
+        return bool(self.turns) and self.turns[0] is turn
 
     def wait(self, turn: Turn, timeout_s: float) -> None:
         """Sleep until called or until the timeout; the caller looks for itself what has changed."""
@@ -52,7 +51,8 @@ class RoomLine:
 
     def leave(self, turn: Turn) -> None:
         """Leave the line, served or not, and call the next: what is left may be enough for it."""
-        self.turns.remove(turn)
+        with contextlib.suppress(ValueError):  # a signal handler raised before this thread had joined
+            self.turns.remove(turn)
         self.call_first()
 
     def call_first(self) -> None:

@@ -21,6 +21,7 @@ from slabpress.errors import (
     BufferFullError,
     RecordTooLargeError,
     SlabpressError,
+    TooManyTopicsError,
 )
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch, DeliveryHandle
@@ -32,7 +33,7 @@ from slabpress.records import Headers, Part
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, Control
-from slabpress.shm.states import OUTPUT_STATES, SLAB_STATES
+from slabpress.shm.states import BATCH_STATES, FREE, OUTPUT_STATES, SLAB_STATES
 
 _T = TypeVar("_T")
 
@@ -100,6 +101,7 @@ class Sender:
         self.check_usable()  # before the lock as well: in a forked child it may be held for ever
         with self.lock:
             self.check_usable()
+            self._open_fast_lane()  # if a signal handler raised where it should have been opened
             return self._send_waiting(topic_name, value, key, headers, partition, timestamp_ms)
 
     def _append(self, batch: Batch, key: Part, value: Part, headers: Headers | None, timestamp_ms: int | None) -> int:
@@ -140,7 +142,7 @@ class Sender:
     ) -> DeliveryHandle | None:
         """Append without waiting; None while there is no room. ``partition`` None: the sticky one."""
         while True:
-            batch = self.open_batch(topic, topic.sticky if partition is None else partition)
+            batch = self.open_batch(topic, partition)
             if batch is None:
                 return None
             size = self._append(batch, key, value, headers, timestamp_ms)
@@ -154,12 +156,27 @@ class Sender:
                 self._accumulator.seal(batch)
             return None
 
-    def open_batch(self, topic: Topic, partition: int) -> Batch | None:
-        """The partition's open batch, opened if need be; None while no descriptor is free."""
-        batch = topic.open[partition]
+    def open_batch(self, topic: Topic, partition: int | None) -> Batch | None:
+        """The partition's open batch, opened if need be; None while no descriptor is free.
+
+        Args:
+            topic: the topic.
+            partition: None is the sticky one; where the partition table has no entry left for it, another.
+
+        Raises:
+            TooManyTopicsError: the partition table is full.
+        """
+        keyless = partition is None
+        target = topic.sticky if partition is None else partition
+        batch = topic.open[target]
         if batch is None:
-            index = self._topics.partition_index(topic, partition)
-            batch = self._accumulator.open_batch(topic, partition, index, time.monotonic_ns())
+            try:
+                index = self._topics.partition_index(topic, target)
+            except TooManyTopicsError:
+                if not keyless or not self._topics.stick_to_indexed(topic):
+                    raise
+                return self.open_batch(topic, None)
+            batch = self._accumulator.open_batch(topic, target, index, time.monotonic_ns())
             if batch is not None and self._accumulator.open_batches == 1:
                 self._control.wake(COORDINATOR)  # its linger timer was off
         return batch
@@ -179,7 +196,8 @@ class Sender:
                         return result
                 if turn is None:
                     # Ask to be woken, then look once more: what was freed in between rang for nobody.
-                    turn = self.line.join()
+                    turn = Turn(self.lock)
+                    self.line.join(turn)
                     self.fast_lane.closed = True  # nobody overtakes who waits
                     self._arena.memory.store_u64(at.ROOM_WANTED_AT, 1)
                     self._arena.memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * 3, 1)
@@ -189,9 +207,13 @@ class Sender:
         finally:
             if turn is not None:
                 self.line.leave(turn)
-                if not self._turns and self.refusal is None:
-                    self._arena.memory.store_u64(at.ROOM_WANTED_AT, 0)
-                    self.fast_lane.closed = False
+                self._open_fast_lane()
+
+    def _open_fast_lane(self) -> None:
+        """Let records go the fast lane again once nobody waits."""
+        if self.fast_lane.closed and not self._turns and self.refusal is None:
+            self._arena.memory.store_u64(at.ROOM_WANTED_AT, 0)
+            self.fast_lane.closed = False
 
     def _wait_in_line(self, turn: Turn, topic: Topic, deadline: float) -> None:
         remaining = deadline - time.monotonic()
@@ -205,6 +227,13 @@ class Sender:
         arena = self._arena
         slabs = dict(zip(SLAB_STATES, arena.slab_states.tally(len(SLAB_STATES)), strict=True))
         outputs = dict(zip(OUTPUT_STATES, arena.output_states.tally(len(OUTPUT_STATES)), strict=True))
+        if arena.batch_states.find(FREE) < 0:
+            return (
+                f"no room for a record to topic {topic.name!r} within max_block_ms={self._max_block_ms}: all "
+                f"{arena.geometry.batch_count} batch descriptors are in use "
+                f"({_figures(dict(zip(BATCH_STATES, arena.batch_states.tally(len(BATCH_STATES)), strict=True)))}): "
+                "delivery callbacks are slower than deliveries if many are reporting; make them faster"
+            )
         return (
             f"no room for a record to topic {topic.name!r} within max_block_ms={self._max_block_ms}: buffer_memory of "
             f"{self._buffer_memory} bytes holds {arena.geometry.slab_count} slabs ({_figures(slabs)}) and "

@@ -18,13 +18,15 @@ from typing import Any, Final, NamedTuple
 
 from slabpress.errors import ProcessError
 from slabpress.shm.control import FIRST_WORKER, NETWORK, Control
-from slabpress.shm.handover import ArenaGrant, Grant, pidfd_of_self
+from slabpress.shm.handover import ArenaGrant, Grant, open_pidfd, pidfd_of_self
 from slabpress.shm.states import PROCESS_RUNNING, PROCESS_STARTING
 
 START_TIMEOUT_S: Final = 30.0
 END_TIMEOUT_S: Final = 5.0
 # A child that dies before it works, this often in a row, will not work: say so instead of trying for ever.
 DEATHS_AT_START_MAX: Final = 3
+# One that dies sooner than this after its start counts as quick: the next ones start with growing pauses.
+QUICK_DEATH_S: Final = 10.0
 _ERROR_TAIL_BYTES: Final = 4096
 _BACKOFF_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0
@@ -50,6 +52,8 @@ class ChildProcess:
         self.errors_fd = -1
         self.errors: deque[int] = deque(maxlen=_ERROR_TAIL_BYTES)
         self.deaths_at_start = 0
+        self.quick_deaths = 0
+        self.started_at = 0.0
         self.restart_at: float | None = None
 
     def start(self, control: Control, parent: int) -> None:
@@ -61,6 +65,7 @@ class ChildProcess:
         self.errors_fd, errors_write = os.pipe()
         os.set_blocking(self.errors_fd, False)
         control.memory.fence()
+        self.restart_at = None
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", role.module, str(setup_read)],
@@ -76,8 +81,7 @@ class ChildProcess:
             # A grant is a few KB, less than any pipe holds: this does not wait for the child.
             with contextlib.suppress(BrokenPipeError), os.fdopen(setup_write, "wb") as pipe:
                 pipe.write(grant.encode())
-        self.pidfd = os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else -1
-        self.restart_at = None
+        self.pidfd = open_pidfd(self.process.pid)
 
     def read_errors(self) -> None:
         """Keep the tail of what the child writes to its standard error."""
@@ -149,7 +153,19 @@ class Supervisor:
         # Nobody runs in the slot now, so its words are this process's to write.
         self._control.get_up(slot)
         self._control.set_state(slot, PROCESS_STARTING)
+        child.started_at = self._clock()
         child.start(self._control, self._parent)
+
+    def _restart(self, child: ChildProcess) -> None:
+        """Start another in a dead child's place; a shortage of descriptors or memory may pass, so it is tried again."""
+        try:
+            self._start(child)
+        except OSError as error:
+            child.close()
+            child.deaths_at_start += 1
+            if child.deaths_at_start >= DEATHS_AT_START_MAX:
+                raise ProcessError(f"{child.role.name} cannot be started: {error}") from error
+            child.restart_at = self._clock() + _BACKOFF_S * 2**child.deaths_at_start
 
     def _await_running(self) -> None:
         deadline = self._clock() + START_TIMEOUT_S
@@ -168,7 +184,8 @@ class Supervisor:
 
     def pids(self) -> list[int]:
         """The children's process ids."""
-        return [child.process.pid for child in self.children if child.process is not None]
+        processes = [child.process for child in self.children]  # the background thread may bury one meanwhile
+        return [process.pid for process in processes if process is not None]
 
     @property
     def watched(self) -> list[int]:
@@ -192,7 +209,7 @@ class Supervisor:
                 if child.has_ended():
                     self._bury(child)
             if child.restart_at is not None and self._clock() >= child.restart_at:
-                self._start(child)
+                self._restart(child)
 
     def _bury(self, child: ChildProcess) -> None:
         import logging
@@ -200,7 +217,9 @@ class Supervisor:
         child.read_errors()
         slot = child.role.slot
         worked = self._control.state(slot) == PROCESS_RUNNING
+        lived_s = self._clock() - child.started_at
         child.deaths_at_start = 0 if worked else child.deaths_at_start + 1
+        child.quick_deaths = 0 if lived_s >= QUICK_DEATH_S else child.quick_deaths + 1
         text = child.describe_end()
         child.close()
         if child.deaths_at_start >= DEATHS_AT_START_MAX:
@@ -209,9 +228,11 @@ class Supervisor:
         self._control.get_up(slot)
         if slot != NETWORK:
             self._recover_worker(slot - FIRST_WORKER)
+            # What it published last may have rung for nobody, and what it woke up for is still to be done.
+            self._control.wake(NETWORK)
             self._control.wake_one_worker()
-        pause = min(_BACKOFF_MAX_S, _BACKOFF_S * 2**child.deaths_at_start)
-        child.restart_at = self._clock() + (0.0 if worked else pause)
+        pause = _BACKOFF_S * 2**child.quick_deaths if child.quick_deaths > 1 else 0.0
+        child.restart_at = self._clock() + min(_BACKOFF_MAX_S, pause)
 
     def stop(self) -> None:
         """Ask every child to end, wait, and kill those that do not."""

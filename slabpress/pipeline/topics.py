@@ -13,6 +13,8 @@ from slabpress.pipeline.batch import Batch
 from slabpress.shm.topics import TopicAnswer, TopicTable
 
 TOPIC_NAME_MAX: Final = 249
+# A topic that did not turn up is asked for this long after its last waiter has left.
+_ASKED_FOR_S: Final = 60.0
 _LEGAL_NAME: Final = re.compile(r"[a-zA-Z0-9._-]+")
 
 
@@ -23,10 +25,11 @@ class Topic(TopicLanes):
         name: its name.
         index: its entry in the arena's topic table.
         open: the open batch of each partition, or None.
+        under_way: how many sealed batches of each partition have no result yet.
         sticky: the partition that keyless records go to until its batch is sealed (KIP-480).
     """
 
-    __slots__ = ("index", "name", "partition_indices")
+    __slots__ = ("index", "name", "partition_indices", "under_way")
     open: list[Batch | None]
 
     def __init__(self, name: str, index: int) -> None:
@@ -34,6 +37,7 @@ class Topic(TopicLanes):
         self.name = name
         self.index = index
         self.partition_indices: list[int] = []
+        self.under_way: list[int] = []
 
     def grow(self, partitions: int) -> None:
         """Take note of partitions that were added; Kafka never takes any away from a topic."""
@@ -41,6 +45,7 @@ class Topic(TopicLanes):
         if missing > 0:
             self.open.extend([None] * missing)
             self.partition_indices.extend([-1] * missing)
+            self.under_way.extend([0] * missing)
 
     def stick_elsewhere(self, rng: random.Random) -> None:
         """Choose another partition for keyless records, at random."""
@@ -71,6 +76,7 @@ class TopicRegistry:
         self.known: dict[str, Topic] = {}
         self._wanted: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
+        self._idle: dict[str, float] = {}  # until when, oldest first
         self._asked_at: dict[str, int] = {}
         # First in, first out: an answer that is still under way for an entry's former topic finds it unused.
         self._free_topics = deque(range(table.topic_count))
@@ -83,7 +89,10 @@ class TopicRegistry:
         Raises:
             TooManyTopicsError: the table is full.
         """
+        self._idle.pop(name, None)
         if name not in self._wanted:
+            if not self._free_topics and self._idle:
+                self._unwant(next(iter(self._idle)))
             if not self._free_topics:
                 raise TooManyTopicsError(
                     f"topic {name!r} is one too many: the arena has room for {self._table.topic_count} topics; "
@@ -95,16 +104,38 @@ class TopicRegistry:
             self._table.want(index, name)
         self._waiting[name] = self._waiting.get(name, 0) + 1
 
-    def give_up(self, name: str) -> None:
-        """One waiter fewer; when the last leaves a topic that did not turn up, nobody asks for it any more."""
+    def give_up(self, name: str, now: float) -> None:
+        """One waiter fewer. When the last leaves a topic that did not turn up, it is asked for a while longer.
+
+        A caller that cannot wait for a round trip (a short max_block_ms) would never learn of any topic otherwise.
+
+        Args:
+            name: the topic.
+            now: monotonic seconds.
+        """
         self._waiting[name] -= 1
         if self._waiting[name] == 0:
             del self._waiting[name]
             if name not in self.known:
-                index = self._wanted.pop(name)
-                del self._asked_at[name]
-                self._table.unwant(index)
-                self._free_topics.append(index)
+                self._idle[name] = now + _ASKED_FOR_S
+
+    def drop_idle(self, now: float) -> None:
+        """Ask no more for topics that nobody has wanted for a while: no refresh storm for what does not exist."""
+        for name in [name for name, until in self._idle.items() if now >= until]:
+            self._unwant(name)
+
+    def next_idle(self) -> float | None:
+        """When ``drop_idle`` has something to do, in monotonic seconds."""
+        return next(iter(self._idle.values()), None)
+
+    def _unwant(self, name: str) -> None:
+        del self._idle[name]
+        if name in self.known:
+            return
+        index = self._wanted.pop(name)
+        del self._asked_at[name]
+        self._table.unwant(index)
+        self._free_topics.append(index)
 
     def error_code(self, name: str) -> int:
         """Kafka's error code in the last answer for a topic that is wanted; 0 before there is an answer."""
@@ -126,9 +157,10 @@ class TopicRegistry:
             return False
         self._version = version
         for name, index in self._wanted.items():
-            answers, partitions, _ = self._table.answer(index)
-            if partitions == 0 or answers == self._asked_at[name]:
-                continue  # not known yet; what stands there may be about the entry's former topic
+            answers, partitions, error_code = self._table.answer(index)
+            stale = answers == self._asked_at[name] or (error_code and name not in self.known)
+            if partitions == 0 or stale:
+                continue  # not known yet; the count that stands there may be the entry's former topic's
             topic = self.known.get(name)
             if topic is None:
                 topic = self.known[name] = Topic(name, index)
@@ -154,3 +186,10 @@ class TopicRegistry:
             self._table.set_partition(index, topic.index, partition)
             topic.partition_indices[partition] = index
         return index
+
+    def stick_to_indexed(self, topic: Topic) -> bool:
+        """With the partition table full: keyless records stay with partitions that have an entry; False for none."""
+        held = [number for number, index in enumerate(topic.partition_indices) if index >= 0]
+        if held:
+            topic.sticky = self._rng.choice(held)
+        return bool(held)

@@ -129,6 +129,8 @@ class Admission:
             compressing = self._compressing()
             for index in compressing:
                 if self._descriptors.worker(index) == dead_worker:
+                    if self._descriptors.output(index).payload_bytes == 0:
+                        self._descriptors.count_death(index)
                     self._descriptors.set_worker(index, ORPHAN)
             orphans = [index for index in compressing if self._descriptors.worker(index) == ORPHAN]
             self._reclaim_stray(dead_worker, orphans)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from slabpress._native import NONE
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 
 _SEAL = struct.Struct("<Qqqq")  # commit, base timestamp, max timestamp, created
 _OUTPUT = struct.Struct("<IIII")  # first output, output count, payload bytes, codec
-_RESULT = struct.Struct("<iiIqqI")  # code, record index, retriable, base offset, append time, text length
+_RESULT = struct.Struct("<iiIIqq")  # code, record index, retriable, text length, base offset, append time
 _ORIGIN = struct.Struct("<II")  # partition index, first slab
 
 _RECORDS_MASK = 0xFFFF_FFFF
+_WORDS_TO_CLEAR = (at.ATTEMPTS_AT + 4 - at.PARTITION_INDEX_AT) // 4
 
 
 class Sealed(NamedTuple):
@@ -67,9 +69,8 @@ class Descriptors:
         view = self._arena.view
         _SEAL.pack_into(view, self._at(index, at.COMMIT_AT), 0, 0, 0, created_ns)
         struct.pack_into("<Q", view, self._at(index, at.SEAL_NUMBER_AT), 0)
-        struct.pack_into(
-            "<9I", view, self._at(index, at.PARTITION_INDEX_AT), partition_index, *(0xFFFF_FFFF, 0) * 2, 0, 0, 0, 0
-        )
+        fields = (partition_index, NONE, 0, NONE, *(0,) * (_WORDS_TO_CLEAR - 4))
+        struct.pack_into(f"<{_WORDS_TO_CLEAR}I", view, self._at(index, at.PARTITION_INDEX_AT), *fields)
 
     def set_seal_number(self, index: int, number: int) -> None:
         """Give the batch its place in the order, from 1 (coordinator, before SEALED)."""
@@ -110,6 +111,14 @@ class Descriptors:
         """Who compresses the batch, or ORPHAN."""
         return self._arena.memory.load_u32(self._at(index, at.WORKER_AT))
 
+    def deaths(self, index: int) -> int:
+        """How many workers died while they compressed the batch."""
+        return self._arena.memory.load_u32(self._at(index, at.DEATHS_AT))
+
+    def count_death(self, index: int) -> None:
+        """A worker died while it compressed the batch (supervisor, admission lock held)."""
+        self._arena.memory.store_u32(self._at(index, at.DEATHS_AT), self.deaths(index) + 1)
+
     def attempts(self, index: int) -> int:
         """How often the batch was sent."""
         return self._arena.memory.load_u32(self._at(index, at.ATTEMPTS_AT))
@@ -133,9 +142,9 @@ class Descriptors:
             result.code,
             result.record_index,
             int(result.retriable),
+            len(text),
             result.base_offset,
             result.append_time_ms,
-            len(text),
         )
         start = self._at(index, at.TEXT_AT)
         view[start : start + len(text)] = text
@@ -143,7 +152,7 @@ class Descriptors:
     def result(self, index: int) -> Result:
         """The outcome of a DONE batch."""
         view = self._arena.view
-        code, record, retriable, offset, append_time, length = _RESULT.unpack_from(
+        code, record, retriable, length, offset, append_time = _RESULT.unpack_from(
             view, self._at(index, at.RESULT_CODE_AT)
         )
         start = self._at(index, at.TEXT_AT)

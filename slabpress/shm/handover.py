@@ -7,11 +7,11 @@ descriptors and holds the settings.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import signal
-import sys
 from typing import Any, NamedTuple
 
 from slabpress.shm.arena import Arena
@@ -85,10 +85,12 @@ class Child:
     def receive(cls, argv: list[str]) -> Child:
         """Read the setup pipe named by ``argv[1]`` and attach.
 
-        The children do not end on Ctrl-C: they are in a session of their own, and a SIGINT that reaches them
-        all the same is ignored, for they end when the coordinator says so or is gone.
+        The children end when the coordinator says so or is gone, and on nothing else: they are in a session of
+        their own, and a SIGINT, SIGTERM or SIGHUP that reaches them all the same (a service manager signals whole
+        groups) is ignored, or they would be gone before the job has flushed.
         """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         descriptor = int(argv[1])
         with os.fdopen(descriptor, "rb") as pipe:
             grant = decode_grant(pipe.read())
@@ -122,11 +124,23 @@ class Child:
         return self.control.stopping or self.parent_is_gone()
 
 
+def open_pidfd(pid: int) -> int:
+    """A pidfd, or -1 where there are none (another system, or a sandbox that forbids them)."""
+    if not hasattr(os, "pidfd_open"):
+        return -1
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return -1
+        raise
+
+
 def pidfd_of_self() -> int:
-    """A pidfd of this process for its children to watch; -1 where the system has none.
+    """A pidfd of this process for its children to watch; -1 where there are none.
 
     A pipe's end-of-file would not do: a child that the user forks inherits the pipe and hides the EOF.
     """
-    if sys.platform.startswith("linux"):
-        return os.pidfd_open(os.getpid())
-    return -1
+    return open_pidfd(os.getpid())

@@ -87,18 +87,19 @@ OUTPUT_COUNT_AT: Final = FIRST_OUTPUT_AT + 4  # u32
 PAYLOAD_BYTES_AT: Final = OUTPUT_COUNT_AT + 4  # u32: what the output chain holds
 CODEC_AT: Final = PAYLOAD_BYTES_AT + 4  # u32: Kafka's codec id, 0..4
 WORKER_AT: Final = CODEC_AT + 4  # u32: the worker's index, or ORPHAN
+DEATHS_AT: Final = WORKER_AT + 4  # u32, supervisor: workers that died while they compressed it
 # Written by the network process.
-ATTEMPTS_AT: Final = WORKER_AT + 4  # u32: times sent
+ATTEMPTS_AT: Final = DEATHS_AT + 4  # u32: times sent
 RESULT_CODE_AT: Final = ATTEMPTS_AT + 4  # i32: Kafka's error code, or one of results.py
 RECORD_ERROR_INDEX_AT: Final = RESULT_CODE_AT + 4  # i32: the first record named by KIP-467, or -1
 RETRIABLE_AT: Final = RECORD_ERROR_INDEX_AT + 4  # u32: 1 if sending the same record again may succeed
-BASE_OFFSET_AT: Final = RETRIABLE_AT + 4  # i64, or -1
+TEXT_LENGTH_AT: Final = RETRIABLE_AT + 4  # u32
+BASE_OFFSET_AT: Final = TEXT_LENGTH_AT + 4  # i64, or -1
 APPEND_TIME_AT: Final = BASE_OFFSET_AT + 8  # i64 ms, or -1 where the topic keeps CreateTime
-TEXT_LENGTH_AT: Final = APPEND_TIME_AT + 8  # u32
-BATCH_HEADER_AT: Final = TEXT_LENGTH_AT + 4  # the 61 bytes that precede the records on the wire
+BATCH_HEADER_AT: Final = APPEND_TIME_AT + 8  # the 61 bytes that precede the records on the wire
 BATCH_HEADER_BYTES: Final = 61
 TEXT_AT: Final = BATCH_HEADER_AT + 64  # UTF-8, the broker's words
-TEXT_BYTES: Final = 148
+TEXT_BYTES: Final = 144
 DESCRIPTOR_BYTES: Final = TEXT_AT + TEXT_BYTES  # five cache lines, so that every u64 word is aligned
 
 # --- topic entry --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from slabpress._native import Mutex
 from slabpress.errors import BufferFullError, ProducerClosedError, SlabpressError
 from slabpress.pipeline.batch import DeliveryHandle
-from slabpress.pipeline.room import RoomLine
+from slabpress.pipeline.room import RoomLine, Turn
 from slabpress.shm import layout as at
 from tests.pipeline.instant import WATCHDOG_S, Rig, parts, until
 
@@ -25,7 +25,8 @@ def test_a_thread_that_waits_is_called_in_its_turn_and_leaves_the_next_one_calle
 
     def wait(number: int) -> None:
         with lock:
-            turn = line.join()
+            turn = Turn(lock)
+            line.join(turn)
             joined.release()
             while not line.is_first(turn) or not room:
                 line.wait(turn, WATCHDOG_S)
@@ -54,7 +55,8 @@ def test_everybody_in_line_is_called_when_something_else_has_changed() -> None:
 
     def wait() -> None:
         with lock:
-            turn = line.join()
+            turn = Turn(lock)
+            line.join(turn)
             joined.release()
             while not over.is_set():
                 line.wait(turn, WATCHDOG_S)

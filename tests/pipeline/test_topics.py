@@ -53,7 +53,7 @@ def test_a_topic_becomes_known_with_its_first_partitions_and_grows() -> None:
         topic = registry.known["t"]
         assert len(topic.open) == len(topic.partition_indices) == 2
         assert topic.sticky in (0, 1)
-        registry.give_up("t")
+        registry.give_up("t", 0.0)
         table.set_answer(0, 4, 0)
         assert registry.refresh()
         assert registry.known["t"] is topic
@@ -63,23 +63,39 @@ def test_a_topic_becomes_known_with_its_first_partitions_and_grows() -> None:
         assert len(topic.open) == 4
 
 
-def test_a_topic_that_nobody_waits_for_any_more_is_not_asked_for() -> None:
+def test_a_topic_that_nobody_waits_for_any_more_is_asked_for_a_while_longer() -> None:
     with parts() as rig:
         for _ in range(2):
             rig.registry.want("t")
+        rig.registry.give_up("t", 100.0)
+        assert rig.registry.next_idle() is None
+        rig.registry.give_up("t", 100.0)
+        due = rig.registry.next_idle()
+        assert due is not None
+        rig.registry.drop_idle(due - 0.001)
         assert rig.table.wanted() == {"t": 0}
-        rig.registry.give_up("t")
-        assert rig.table.wanted() == {"t": 0}
-        rig.registry.give_up("t")
+        rig.registry.drop_idle(due)
         assert rig.table.wanted() == {}
+        assert rig.registry.next_idle() is None
         rig.registry.want("t")
+        rig.registry.drop_idle(due + 1000)
         assert list(rig.table.wanted()) == ["t"]
+
+
+def test_a_topic_that_is_wanted_again_in_time_is_not_dropped() -> None:
+    with parts() as rig:
+        rig.registry.want("t")
+        rig.registry.give_up("t", 0.0)
+        rig.registry.want("t")
+        assert rig.registry.next_idle() is None
+        rig.registry.drop_idle(1e9)
+        assert rig.table.wanted() == {"t": 0}
 
 
 def test_a_known_topic_is_asked_for_for_ever() -> None:
     with parts() as rig:
         rig.topic("t", 1)
-        rig.registry.give_up("t")
+        rig.registry.give_up("t", 0.0)
         assert rig.table.wanted() == {"t": 0}
 
 
@@ -87,7 +103,7 @@ def test_an_answer_of_a_former_topic_is_not_the_new_ones() -> None:
     with parts(max_topic_partitions=1) as rig:
         assert rig.table.topic_count == 1
         rig.registry.want("a")
-        rig.registry.give_up("a")
+        rig.registry.give_up("a", 0.0)
         rig.table.set_answer(0, 9, 3)  # it was under way
         rig.registry.want("b")
         rig.registry.refresh()
@@ -107,7 +123,7 @@ def test_one_topic_too_many_is_refused_with_the_number_that_fits() -> None:
             assert str(caught.value) == (
                 "topic 'b' is one too many: the arena has room for 1 topics; raise max_topic_partitions"
             )
-        rig.registry.give_up("a")
+        rig.registry.give_up("a", 0.0)
         rig.registry.want("b")
         assert rig.table.wanted() == {"b": 0}
 
