@@ -79,11 +79,18 @@ class TopicLanes:
 
 class FastLane:
     closed: bool
+    reserved: int
     def __init__(
         self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any], handle_type: type[RecordHandle]
     ) -> None: ...
     def append(
-        self, topic_name: str, value: Part, key: Part, headers: Headers | None, timestamp_ms: int | None
+        self,
+        topic_name: str,
+        value: Part,
+        key: Part,
+        headers: Headers | None,
+        partition: int | None,
+        timestamp_ms: int | None,
     ) -> Any: ...
 
 class SealPoint:
@@ -94,6 +101,8 @@ class RecordWriter:
     largest_record_bytes: int
     too_large_bytes: int
     stopped_at: int
+    reserve: int
+    wanted: int
     def __init__(
         self,
         memory: Memory,

@@ -348,6 +348,9 @@ cdef class Blocks:
 
     def count_free(self):
         """How many blocks are free now."""
+        return self.free_blocks()
+
+    cdef Py_ssize_t free_blocks(self) except -1:
         cdef char *states = self.memory.at(self.states, 4 * self.count)
         cdef Py_ssize_t index, found = 0
         for index in range(self.count):
@@ -500,8 +503,10 @@ cdef class FastLane:
         handle_type: a subclass of RecordHandle.
 
     Attributes:
-        closed: nothing goes this way any more: the producer is closed, failed or forked, or threads wait for
-            room and must not be overtaken. Set under the lock, but for a forked child's.
+        closed: nothing goes this way any more: the producer is closed, failed or forked. Set under the lock, but
+            for a forked child's.
+        reserved: the slabs that threads in line wait for. Who leaves that many free overtakes nobody; if everybody
+            had to stand in line while there is one, every record would cost a switch of threads.
     """
 
     cdef Mutex mutex
@@ -509,6 +514,7 @@ cdef class FastLane:
     cdef dict topics
     cdef type handle_type
     cdef public bint closed
+    cdef public Py_ssize_t reserved
 
     def __init__(self, Mutex mutex not None, RecordWriter writer not None, dict topics not None, type handle_type):
         self.mutex = mutex
@@ -516,13 +522,14 @@ cdef class FastLane:
         self.topics = topics
         self.handle_type = handle_type
         self.closed = False
+        self.reserved = 0
 
-    def append(self, topic_name, value, key, headers, timestamp_ms):
+    def append(self, topic_name, value, key, headers, partition, timestamp_ms):
         """Append one record: its handle, or None where it must go the long way. Raises what ``append`` raises."""
         cdef TopicLanes topic
         cdef RecordHandle handle
         cdef object slot
-        cdef Py_ssize_t size = 0
+        cdef Py_ssize_t size = 0, target
         if self.closed or type(topic_name) is not str:
             return None
         if headers is not None:
@@ -534,9 +541,18 @@ cdef class FastLane:
             if slot is None or self.closed:
                 return None
             topic = <TopicLanes?>slot
-            slot = topic.open[topic.sticky if key is None else partition_of(key, PyList_GET_SIZE(topic.open))]
+            if partition is not None:
+                if type(partition) is not int or not 0 <= partition < PyList_GET_SIZE(topic.open):
+                    return None
+                target = partition
+            elif key is None:
+                target = topic.sticky
+            else:
+                target = partition_of(key, PyList_GET_SIZE(topic.open))
+            slot = topic.open[target]
             if slot is None:
                 return None
+            self.writer.reserve = self.reserved
             size = self.writer.encode(<OpenBatch?>slot, key, value, headers, read_timestamp(timestamp_ms))
             if size <= 0:
                 return None
@@ -671,6 +687,10 @@ cdef class RecordWriter:
             record, whatever kills the writer.
         batch_bytes: a batch with records in it is full when the next would take it past this.
         largest_record_bytes: an encoded record above this fits nowhere (law 12).
+
+    Attributes:
+        reserve: slabs that must stay free: those that threads ahead in line wait for.
+        wanted: how many slabs the last record that needed any wanted.
     """
 
     cdef Memory memory
@@ -682,6 +702,8 @@ cdef class RecordWriter:
     cdef readonly uint64_t largest_record_bytes
     cdef readonly uint64_t too_large_bytes
     cdef readonly Py_ssize_t stopped_at
+    cdef public Py_ssize_t reserve
+    cdef public Py_ssize_t wanted
 
     def __init__(self, Memory memory, Blocks slabs, uint32_t open_state, Py_ssize_t descriptors,
                  Py_ssize_t descriptor_bytes, Py_ssize_t commit_at, Py_ssize_t base_timestamp_at,
@@ -701,6 +723,8 @@ cdef class RecordWriter:
         self.largest_record_bytes = largest_record_bytes
         self.too_large_bytes = 0
         self.stopped_at = 0
+        self.reserve = 0
+        self.wanted = 0
 
     def append(self, OpenBatch batch not None, key, value, headers, timestamp_ms):
         """Append one record to ``batch``.
@@ -894,10 +918,12 @@ cdef class RecordWriter:
         """Chain enough slabs to hold ``total`` more bytes; False, with nothing changed, if too few are free."""
         cdef Py_ssize_t block = self.slabs.block_bytes
         cdef Py_ssize_t wanted = (total - batch.room + block - 1) // block
-        cdef uint32_t first = self.slabs.take(wanted, self.open_state)
+        cdef uint32_t first
         cdef uint32_t *nexts
-        cdef uint32_t last
-        cdef Py_ssize_t step
+        self.wanted = wanted
+        if self.reserve > 0 and self.slabs.free_blocks() < wanted + self.reserve:
+            return False
+        first = self.slabs.take(wanted, self.open_state)
         if first == C_NONE:
             return False
         nexts = <uint32_t *>self.memory.at(self.slabs.nexts, 4 * self.slabs.count)

@@ -126,9 +126,7 @@ class Producer:
             BufferFullError: there was no room within max_block_ms.
             ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
         """
-        handle: DeliveryHandle | None = None
-        if partition is None:
-            handle = self._fast_lane.append(topic, value, key, headers, timestamp_ms)
+        handle: DeliveryHandle | None = self._fast_lane.append(topic, value, key, headers, partition, timestamp_ms)
         if handle is None:
             handle = self._sender.send(topic, value, key, headers, partition, timestamp_ms)
         if on_delivery is not None:

@@ -1,8 +1,9 @@
 """Waiting for room, first come first served.
 
-A thread that found no free slab or descriptor joins the line. Only the first in line may try again, so that a
-large record is not overtaken for ever by small ones (the fairness of Kafka's BufferPool). Everything happens
-under the producer's lock, which a waiting thread releases, and with it the GIL.
+A thread that found no free slab or descriptor joins the line and says how many slabs it needs. Whoever leaves as
+many free as those ahead of it need may go on, in line or not; so a large record is not overtaken for ever by small
+ones (the fairness of Kafka's BufferPool), and where there is room for all nobody waits for a switch of threads.
+Everything happens under the producer's lock, which a waiting thread releases, and with it the GIL.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from slabpress._native import Mutex
 
 
 class Turn:
-    """One thread's place in the line."""
+    """One thread's place in the line.
 
-    __slots__ = ("called",)
+    Attributes:
+        called: notified when there may be room.
+        need: the slabs it waits for, at least 1.
+    """
 
-    def __init__(self, lock: Mutex) -> None:
+    __slots__ = ("called", "need")
+
+    def __init__(self, lock: Mutex, need: int) -> None:
+        self.need = max(1, need)
         self.called = threading.Condition(lock)  # type: ignore[arg-type] # Mutex has what a Condition needs
 
 
@@ -41,9 +48,14 @@ class RoomLine:
         """Go to the end of the line."""
         self.turns.append(turn)
 
-    def is_first(self, turn: Turn) -> bool:
-        """Whether it is this thread's turn."""
-        return bool(self.turns) and self.turns[0] is turn
+    def needed_before(self, turn: Turn | None) -> int:
+        """The slabs that those ahead of ``turn`` wait for; None is ahead of nobody."""
+        needed = 0
+        for other in self.turns:
+            if other is turn:
+                break
+            needed += other.need
+        return needed
 
     def wait(self, turn: Turn, timeout_s: float) -> None:
         """Sleep until called or until the timeout; the caller looks for itself what has changed."""

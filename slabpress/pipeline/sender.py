@@ -101,7 +101,7 @@ class Sender:
         self.check_usable()  # before the lock as well: in a forked child it may be held for ever
         with self.lock:
             self.check_usable()
-            self._open_fast_lane()  # if a signal handler raised where it should have been opened
+            self._count_line()  # if a signal handler raised where it should have been counted
             return self._send_waiting(topic_name, value, key, headers, partition, timestamp_ms)
 
     def _append(self, batch: Batch, key: Part, value: Part, headers: Headers | None, timestamp_ms: int | None) -> int:
@@ -190,15 +190,15 @@ class Sender:
         turn: Turn | None = None
         try:
             while True:
-                if not self._turns or (turn is not None and self.line.is_first(turn)):
-                    result = attempt()
-                    if result is not None:
-                        return result
+                self._writer.reserve, self._writer.wanted = self.line.needed_before(turn), 0
+                result = attempt()
+                if result is not None:
+                    return result
                 if turn is None:
                     # Ask to be woken, then look once more: what was freed in between rang for nobody.
-                    turn = Turn(self.lock)
+                    turn = Turn(self.lock, self._writer.wanted)
                     self.line.join(turn)
-                    self.fast_lane.closed = True  # nobody overtakes who waits
+                    self.fast_lane.reserved += turn.need
                     self._arena.memory.store_u64(at.ROOM_WANTED_AT, 1)
                     self._arena.memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * 3, 1)
                     self._arena.memory.fence()
@@ -207,13 +207,13 @@ class Sender:
         finally:
             if turn is not None:
                 self.line.leave(turn)
-                self._open_fast_lane()
+                self._count_line()
 
-    def _open_fast_lane(self) -> None:
-        """Let records go the fast lane again once nobody waits."""
-        if self.fast_lane.closed and not self._turns and self.refusal is None:
+    def _count_line(self) -> None:
+        """Tell the fast lane, and the workers, what is still waited for."""
+        self.fast_lane.reserved = self.line.needed_before(None)
+        if not self._turns and self.refusal is None:
             self._arena.memory.store_u64(at.ROOM_WANTED_AT, 0)
-            self.fast_lane.closed = False
 
     def _wait_in_line(self, turn: Turn, topic: Topic, deadline: float) -> None:
         remaining = deadline - time.monotonic()
