@@ -130,7 +130,7 @@ class Producer:
         if handle is None:
             handle = self._sender.send(topic, value, key, headers, partition, timestamp_ms)
         if on_delivery is not None:
-            handle.add_done_callback(on_delivery)
+            handle._call_on_thread(on_delivery)
         return handle
 
     def send_many(

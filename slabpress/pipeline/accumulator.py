@@ -102,6 +102,11 @@ class Accumulator:
     @property
     def open_batches(self) -> int:
         """How many batches are open."""
+        return len(self._open) + len(self._held)
+
+    @property
+    def lingering(self) -> int:
+        """How many of them wait for the clock."""
         return len(self._open)
 
     def open_batch(self, topic: Topic, partition: int, partition_index: int, now_ns: int) -> Batch | None:

@@ -59,6 +59,7 @@ class Watch:
         self.first_error: SlabpressError | None = None
         self.forked = False
         self.start_callbacks: Callable[[], None] = lambda: None
+        self.call_later: Callable[[DoneCallback, DeliveryHandle], None] = run_callback
         self.delivered_ever = 0
         self.failed_ever = 0
 
@@ -195,15 +196,25 @@ class DeliveryHandle(RecordHandle):
         Of a record that is resolved already, the callback runs at once, in this thread. An exception in it is
         logged and hurts nothing.
         """
+        if not self._ask_for(callback):
+            run_callback(callback, self)
+
+    def _call_on_thread(self, callback: DoneCallback) -> None:
+        """As ``add_done_callback``, but always on the callback thread, however quick the delivery was."""
+        if not self._ask_for(callback):
+            self._batch.watch.call_later(callback, self)
+
+    def _ask_for(self, callback: DoneCallback) -> bool:
+        """Have the callback run when the batch is resolved; False if it is resolved already."""
         batch = self._batch
         batch.watch.start_callbacks()
         with batch.watch.changed:
-            if batch.outcome is None:
-                if batch.callbacks is None:
-                    batch.callbacks = []
-                batch.callbacks.append((self._index, callback))
-                return
-        run_callback(callback, self)
+            if batch.outcome is not None:
+                return False
+            if batch.callbacks is None:
+                batch.callbacks = []
+            batch.callbacks.append((self._index, callback))
+            return True
 
     def __repr__(self) -> str:
         outcome = self._batch.outcome

@@ -66,10 +66,11 @@ class Reporter:
         self._watch = watch
         self._on_delivery = on_delivery
         self._release = release
-        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Batch | tuple[DoneCallback, DeliveryHandle] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         watch.start_callbacks = self.start
+        watch.call_later = lambda callback, handle: self._queue.put((callback, handle))
         if on_delivery is not None:
             self.start()
 
@@ -112,6 +113,9 @@ class Reporter:
 
     def _run(self) -> None:
         while (batch := self._queue.get()) is not None:
+            if isinstance(batch, tuple):
+                run_guarded(*batch)
+                continue
             try:
                 self._call_back(batch)
             finally:

@@ -177,7 +177,7 @@ class Sender:
                     raise
                 return self.open_batch(topic, None)
             batch = self._accumulator.open_batch(topic, target, index, time.monotonic_ns())
-            if batch is not None and self._accumulator.open_batches == 1:
+            if batch is not None and self._accumulator.lingering == 1:
                 self._control.wake(COORDINATOR)  # its linger timer was off
         return batch
 
@@ -203,6 +203,9 @@ class Sender:
                     self._arena.memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * 3, 1)
                     self._arena.memory.fence()
                     continue
+                # Its partition's batch may have been sealed meanwhile: the record now needs a slab more.
+                turn.need = max(1, self._writer.wanted)
+                self.fast_lane.reserved = self.line.needed_before(None)
                 self._wait_in_line(turn, topic, deadline)
         finally:
             if turn is not None:

@@ -63,7 +63,10 @@ class Compressor:
         batch = self._descriptors.sealed(index)
         output = self._descriptors.output(index)
         chunks = arena.slabs.views(batch.first_slab, batch.raw_bytes)
-        buffers = arena.outputs.views(output.first_output, output.output_count * arena.outputs.block_bytes)
+        # The whole chain, whatever the count says: a dead predecessor may have stored the count of what it used, and
+        # nothing is trimmed before the payload's size is there.
+        room = len(arena.outputs.chain(output.first_output)) * arena.outputs.block_bytes
+        buffers = arena.outputs.views(output.first_output, room)
         # A batch that kills one worker after the other is sent as it is: law 5 lets any batch go uncompressed.
         deadly = self._descriptors.deaths(index) >= DEATHS_MAX
         payload_bytes = NOT_SMALLER if deadly else self._codec.compress(chunks, batch.raw_bytes, buffers)

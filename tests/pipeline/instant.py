@@ -307,10 +307,10 @@ class Parts:
     def send(self, value: Any, topic: str = "t", **parts: Any) -> DeliveryHandle:
         """``Producer.send``, without a callback."""
         key, headers, stamp = parts.get("key"), parts.get("headers"), parts.get("timestamp_ms")
-        handle: DeliveryHandle | None = None
-        if parts.get("partition") is None:
-            handle = self.sender.fast_lane.append(topic, value, key, headers, stamp)
-        return handle or self.sender.send(topic, value, key, headers, parts.get("partition"), stamp)
+        partition = parts.get("partition")
+        handle: DeliveryHandle | None
+        handle = self.sender.fast_lane.append(topic, value, key, headers, partition, stamp)
+        return handle or self.sender.send(topic, value, key, headers, partition, stamp)
 
     def send_many(self, values: Any, topic: str = "t", partition: int | None = None, **columns: Any) -> ManyDelivery:
         """``Producer.send_many``."""

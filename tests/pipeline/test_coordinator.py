@@ -165,7 +165,10 @@ def test_a_callback_may_send_but_neither_flush_nor_close() -> None:
                 except SlabpressError as error:
                     raised.append(error)
 
+        rig.send("t", b"v").result(WATCHDOG_S)
+        rig.thread.hold()
         rig.send("t", b"v", on_delivery=callback)
+        rig.thread.resume()
         until(lambda: len(raised) == 2)
         assert [str(error) for error in raised] == [
             "flush() inside a delivery callback would wait for itself",
@@ -323,11 +326,6 @@ def test_a_callback_that_outlives_close_fails_in_nobodys_face(monkeypatch: pytes
         thread.join(WATCHDOG_S)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="producer.py send(): adds the callback after the lock was let go; of a record that is resolved by then "
-    "it runs inside send(), not on the callback thread as documented; add it under the lock, or queue it",
-)
 def test_a_callback_given_to_send_runs_on_the_callback_thread_even_if_delivery_is_quicker() -> None:
     names: list[str] = []
     with Rig() as rig:

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from slabpress.errors import BufferFullError, ProducerClosedError, SlabpressErro
 from slabpress.pipeline.batch import DeliveryHandle
 from slabpress.pipeline.room import RoomLine, Turn
 from slabpress.shm import layout as at
+from slabpress.shm.states import SLAB_FREE, SLAB_SEALED
 from tests.pipeline.instant import WATCHDOG_S, Rig, parts, until
 
 
@@ -25,10 +27,10 @@ def test_a_thread_that_waits_is_called_in_its_turn_and_leaves_the_next_one_calle
 
     def wait(number: int) -> None:
         with lock:
-            turn = Turn(lock)
+            turn = Turn(lock, 1)
             line.join(turn)
             joined.release()
-            while not line.is_first(turn) or not room:
+            while line.needed_before(turn) or not room:
                 line.wait(turn, WATCHDOG_S)
             served.append(number)
             line.leave(turn)
@@ -55,7 +57,7 @@ def test_everybody_in_line_is_called_when_something_else_has_changed() -> None:
 
     def wait() -> None:
         with lock:
-            turn = Turn(lock)
+            turn = Turn(lock, 1)
             line.join(turn)
             joined.release()
             while not over.is_set():
@@ -161,28 +163,87 @@ def test_a_send_that_waits_is_served_when_room_comes_and_nothing_overtakes_it() 
         assert rig.pipeline.values("t", 1)[-2:] == [value, b"s"]
 
 
-def test_while_somebody_waits_the_fast_lane_is_closed() -> None:
-    with Rig({"t": 1, "u": 1}, max_block_ms=60_000, linger_ms=60_000, request_timeout_ms=1000) as rig:
-        for topic in ("t", "u"):
-            rig.send(topic, b"first")
-        rig.flush()
-        rig.thread.hold()
-        slabs = rig.coordinator.arena.slabs
-        while slabs.count_free() > 2:  # most of them sealed, so that pressure seals nothing
-            rig.send("t", b"f" * 900)
-        rig.send("u", b"before")
-        assert rig.sender.fast_lane.append("u", b"with room", None, None, None) is not None
-        value = b"L" * (rig.producer.plan.largest_record_bytes // 2)
-        large = threading.Thread(target=lambda: rig.send("t", value))
-        large.start()
-        until(lambda: len(rig.sender.line.turns) == 1)
-        assert rig.sender.fast_lane.append("u", b"overtakes", None, None, None) is None
+def test_the_line_counts_the_slabs_that_those_ahead_need() -> None:
+    lock = Mutex()
+    line, turns = RoomLine(lock), [Turn(lock, need) for need in (5, 0, 7)]
+    with lock:
+        for turn in turns:
+            line.join(turn)
+        assert [line.needed_before(turn) for turn in turns] == [0, 5, 6]
+        assert line.needed_before(None) == 13, "a newcomer comes after everybody"
+        line.leave(turns[0])
+        line.leave(turns[0])
+        assert [line.needed_before(turn) for turn in turns[1:]] == [0, 1]
+
+
+def _behind_a_large_record(rig: Rig) -> threading.Thread:
+    """Hold the pipeline with two slabs free and a thread in line for half of them all."""
+    for topic in ("t", "u"):
+        rig.send(topic, b"first")
+    rig.flush()
+    rig.thread.hold()
+    slabs = rig.coordinator.arena.slabs
+    while slabs.count_free() > 3:  # most of them sealed, so that pressure seals nothing
+        rig.send("t", b"f" * 900)
+    rig.send("u", b"before")
+    value = b"L" * (rig.producer.plan.largest_record_bytes // 2)
+    large = threading.Thread(target=lambda: rig.send("t", value))
+    large.start()
+    until(lambda: len(rig.sender.line.turns) == 1)
+    return large
+
+
+def test_who_takes_no_slab_that_is_waited_for_may_go_on_and_nobody_else() -> None:
+    with Rig({"t": 1, "u": 1}, linger_ms=3_600_000, delivery_timeout_ms=7_200_000) as rig:
+        large = _behind_a_large_record(rig)
+        lane = rig.sender.fast_lane
+        assert lane.append("u", b"fits", None, None, None, None) is not None
+        assert rig.coordinator.arena.slabs.count_free() > 0
+        assert lane.append("u", b"x" * 1000, None, None, None, None) is None, "it needs a slab"
+        small = threading.Thread(target=lambda: rig.send("u", b"x" * 1000))
+        small.start()
+        until(lambda: len(rig.sender.line.turns) == 2)
         rig.thread.resume()
-        large.join(WATCHDOG_S)
-        assert not large.is_alive()
-        assert rig.sender.fast_lane.append("u", b"after", None, None, None) is not None or not rig.sender.line.turns
+        for thread in (large, small):
+            thread.join(WATCHDOG_S)
+            assert not thread.is_alive()
+        assert lane.reserved == 0
         rig.flush()
-        assert rig.pipeline.values("u", 0)[:3] == [b"first", b"before", b"with room"]
+        assert rig.pipeline.values("u", 0) == [b"first", b"before", b"fits", b"x" * 1000]
+        rig.check_all_free()
+
+
+def test_a_turn_says_how_many_slabs_it_needs_now() -> None:
+    with parts(max_block_ms=600_000) as rig:
+        topic = rig.topic("t", 1)
+        rig.send(b"small")
+        count = rig.arena.geometry.slab_count
+        taken = rig.arena.slabs.claim(count - 4, SLAB_SEALED)
+        waits = threading.Semaphore(0)
+        wait = rig.sender._wait_in_line
+
+        def announce(*arguments: Any) -> None:
+            waits.release()
+            wait(*arguments)
+
+        stand_in: Any = announce
+        rig.sender._wait_in_line = stand_in  # type: ignore[method-assign]
+        thread = threading.Thread(target=lambda: rig.send(b"x" * (4 * 1024 + 900)))  # 4 slabs and what is left of one
+        thread.start()
+        assert waits.acquire(timeout=WATCHDOG_S)
+        with rig.lock:
+            batch = topic.open[0]
+            if batch is not None:
+                rig.accumulator.seal(batch)
+            rig.sender.line.call_first()
+        assert waits.acquire(timeout=WATCHDOG_S)
+        with rig.lock:
+            need = rig.sender.line.turns[0].need
+            rig.arena.slabs.mark(taken, SLAB_FREE)
+            rig.sender.line.call_first()
+        thread.join(WATCHDOG_S)
+        assert not thread.is_alive()
+        assert need == 5
 
 
 def test_short_of_slabs_open_batches_are_sealed_long_before_they_have_lingered() -> None:
