@@ -22,7 +22,7 @@ CompressionType = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
 _SIZES: Final = ("buffer_memory", "batch_size", "max_request_size", "slab_size", "send_buffer_bytes")
 _ACKS: Final[dict[object, int]] = {"all": -1, "-1": -1, -1: -1, "0": 0, 0: 0, "1": 1, 1: 1}
-_SERVER: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]]+)):(?P<port>\d{1,5})")
+_SERVER: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s:\[\]]+)):(?P<port>\d{1,5})")
 SLAB_BYTES_MIN: Final = 1024
 SLAB_BYTES_MAX: Final = 1 << 20
 BATCH_BYTES_DEFAULT: Final = 256 * 1024

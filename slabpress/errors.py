@@ -34,6 +34,17 @@ class SlabpressError(Exception):
 
     retriable: bool = False
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors travel between processes (multiprocessing pickles them); some have arguments that must be named."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[SlabpressError], args: tuple[object, ...], state: dict[str, object]) -> SlabpressError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigError(SlabpressError, ValueError):
     """Raised by the constructors when a setting is unknown, out of range, or contradicts another."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,10 @@ class _WideFixtures:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_WideFixtures())
+    # A run in the background of a shell without job control starts with SIGINT ignored, and so would every program
+    # that the tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Belongings(NamedTuple):

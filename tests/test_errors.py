@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import pytest
@@ -77,3 +78,10 @@ def test_a_flush_timeout_counts_records() -> None:
     error = FlushTimeoutError("text", records=5)
     assert (str(error), error.records, error.retriable) == ("text", 5, True)
     assert isinstance(error, TimeoutError)
+
+
+def test_errors_survive_pickling_with_all_they_carry() -> None:
+    error = DeliveryError("words", topic="t", partition=3, name="N", code=7, retriable=True, records=5)
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert (type(copy), copy.args, copy.__dict__) == (DeliveryError, error.args, error.__dict__)
+    assert pickle.loads(pickle.dumps(FlushTimeoutError("late", records=4))).records == 4  # noqa: S301 - our own bytes

@@ -45,15 +45,15 @@ class Many:
         self._call = accumulator.next_call()
         self._touched: list[Batch] = []
 
-    def run(self, deadline: float) -> ManyDelivery:
-        """Append everything, waiting for room where there is none.
+    def run(self, max_block_s: float) -> ManyDelivery:
+        """Append everything, waiting for room where there is none, each time for as long as one send() would.
 
         Raises:
             RecordError: a record was refused, or there was no room; ``accepted`` says how many went before.
         """
         try:
             while self._next < len(self._values):
-                self._sender.with_room(self._advance, self._topic, deadline)
+                self._sender.with_room(self._advance, self._topic, time.monotonic() + max_block_s)
         except RecordError as error:
             error.accepted = self._next
             raise
@@ -155,7 +155,7 @@ def send_many(
         topic = sender.lookup.await_topic(topic_name, deadline)
         if partition is not None:
             sender.lookup.check_partition(topic, partition, deadline)
-        return Many(sender, accumulator, topic, partition, checked).run(deadline)
+        return Many(sender, accumulator, topic, partition, checked).run(max_block_ms / 1000)
 
 
 def _column(name: str, column: Iterable[Any]) -> Column:

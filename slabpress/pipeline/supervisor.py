@@ -75,13 +75,22 @@ class ChildProcess:
                 pass_fds=sorted(grant.inherited() | {setup_read}),
                 start_new_session=True,
             )
+        except BaseException:
+            os.close(self.errors_fd)
+            self.errors_fd = -1
+            raise
         finally:
             os.close(setup_read)
             os.close(errors_write)
             # A grant is a few KB, less than any pipe holds: this does not wait for the child.
             with contextlib.suppress(BrokenPipeError), os.fdopen(setup_write, "wb") as pipe:
                 pipe.write(grant.encode())
-        self.pidfd = open_pidfd(self.process.pid)
+        try:
+            self.pidfd = open_pidfd(self.process.pid)
+        except BaseException:
+            self.process.kill()  # nobody would hear of its death
+            self.process.wait()
+            raise
 
     def read_errors(self) -> None:
         """Keep the tail of what the child writes to its standard error."""

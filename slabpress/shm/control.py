@@ -9,6 +9,7 @@ arena: several arenas may be served by one set.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Final
 
@@ -45,8 +46,17 @@ class Control:
     @classmethod
     def create(cls, workers: int) -> Control:
         """A new control block with doorbells for ``workers`` workers."""
-        descriptor = create_segment("control", CONTROL_BYTES)
-        return cls(descriptor, [Doorbell.create() for _ in range(FIRST_WORKER + workers)])
+        with contextlib.ExitStack() as undo:
+            bells = []
+            for _ in range(FIRST_WORKER + workers):
+                bell = Doorbell.create()
+                undo.callback(bell.close)
+                bells.append(bell)
+            descriptor = create_segment("control", CONTROL_BYTES)
+            undo.callback(os.close, descriptor)
+            control = cls(descriptor, bells)
+            undo.pop_all()
+        return control
 
     @property
     def workers(self) -> range:
