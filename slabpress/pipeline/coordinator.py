@@ -161,7 +161,8 @@ class Coordinator:
             timeout = self._timeout_s()
             # A slab that was freed since the last round rang for nobody: let the first in line look.
             self.sender.line.call_first()
-            if self.arena.batch_states.find(DONE) >= 0 or self._stopping:
+            # Whatever came in before "I sleep" was said rang for nobody: look once more.
+            if self.arena.batch_states.find(DONE) >= 0 or self._topics.has_news() or self._stopping:
                 timeout = 0.0
         try:
             control.bells[COORDINATOR].wait(timeout, self._supervisor.watched)

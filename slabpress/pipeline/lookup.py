@@ -21,6 +21,9 @@ from slabpress.shm.control import NETWORK, Control
 
 logger = logging.getLogger("slabpress")
 
+# A wake-up that was lost with a dead process costs a waiter this long, not max_block_ms (law 3).
+_LOOK_AGAIN_S: Final = 1.0
+
 # A wait for metadata that takes longer is mentioned in the log.
 _PATIENCE_S: Final = 2.0
 
@@ -84,8 +87,9 @@ class TopicLookup:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or self._topics.error_code(name) in _FINAL_TOPIC_ERRORS:
                     raise self._topic_missing(name)
-                self.changed.wait(min(remaining, patience))
+                self.changed.wait(min(remaining, _LOOK_AGAIN_S))
                 self._check_usable()
+                self._topics.refresh()
                 if time.monotonic() - started > patience:
                     # Said once: a program that seems to hang behind a wrong address should not do so in silence.
                     patience = math.inf

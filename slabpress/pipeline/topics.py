@@ -150,6 +150,10 @@ class TopicRegistry:
         """Ask for fresh metadata."""
         self._table.request_refresh()
 
+    def has_news(self) -> bool:
+        """Whether ``refresh`` has something to take in."""
+        return self._table.metadata_version() != self._version
+
     def refresh(self) -> bool:
         """Take in what the network process has learnt; whether there was anything new."""
         version = self._table.metadata_version()
