@@ -20,8 +20,10 @@ from slabpress.errors import (
 from slabpress.pipeline import coordinator as coordinator_module
 from slabpress.pipeline.batch import DeliveryHandle, ManyDelivery
 from slabpress.shm import layout as at
+from slabpress.shm.control import COORDINATOR
 from slabpress.shm.descriptors import Descriptors, Result
 from slabpress.shm.states import DONE
+from slabpress.shm.topics import TopicTable
 from tests.pipeline.instant import WATCHDOG_S, DeliveredBatch, Rig, delivered, refused, until
 
 THREADS, EACH = 8, 1500
@@ -353,3 +355,27 @@ def test_records_of_many_topics_keep_apart() -> None:
         for number in range(4):
             expected = [b"%d" % record for record in range(200) if record % 4 == number]
             assert rig.pipeline.values(f"topic-{number}", 0) == expected
+
+
+def test_an_answer_that_comes_just_before_the_coordinator_lies_down_is_not_slept_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Rig({"t": 1}) as rig:
+        control, table = rig.coordinator.control, TopicTable(rig.coordinator.arena)
+        lie_down = control.lie_down
+
+        def answer_and_lie_down(slot: int) -> None:
+            index = table.wanted().get("late")
+            if slot == COORDINATOR and index is not None and table.answer(index).partitions == 0:
+                table.set_answer(index, 1, 0)  # rings nobody: who is not lying down looks by itself
+            lie_down(slot)
+
+        monkeypatch.setattr(rig.pipeline, "answer_topics", lambda: None)
+        monkeypatch.setattr(control, "lie_down", answer_and_lie_down)
+        found: list[DeliveryHandle] = []
+        thread = threading.Thread(target=lambda: found.append(rig.send("late", b"v")))
+        thread.start()
+        until(lambda: "late" in table.wanted())
+        control.bells[COORDINATOR].ring()  # for whatever reason it gets up, and lies down again
+        thread.join(WATCHDOG_S)
+        assert len(found) == 1
