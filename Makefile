@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
-NATIVE := slabpress/_native.pyx pyproject.toml
+NATIVE := slabpress/_native.pyx $(wildcard slabpress/native/*.pxi) pyproject.toml
 
 .PHONY: demo test check format bench clean
 

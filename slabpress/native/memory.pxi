@@ -1,0 +1,281 @@
+# The shared mapping as words, and fixed-size blocks chained through a table of next indices.
+
+cdef class Memory:
+    """The shared mapping, as words.
+
+    Args:
+        buffer: a writable mmap; it cannot be closed until ``release`` was called.
+    """
+
+    cdef Py_buffer view
+    cdef char *base
+    cdef readonly Py_ssize_t size
+
+    def __cinit__(self, buffer):
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
+        self.base = <char *>self.view.buf
+        self.size = self.view.len
+
+    def __dealloc__(self):
+        self.release()
+
+    cpdef release(self):
+        """Let go of the mapping; every later access raises ValueError."""
+        if self.base != NULL:
+            self.base = NULL
+            self.size = 0
+            PyBuffer_Release(&self.view)
+
+    cdef char *at(self, Py_ssize_t offset, Py_ssize_t length) except NULL:
+        if self.base == NULL:
+            raise ValueError("the arena was released")
+        if offset < 0 or length < 0 or length > self.size or offset > self.size - length:
+            raise IndexError(f"offset {offset} + {length} is outside the arena of {self.size} bytes")
+        return self.base + offset
+
+    def load_u32(self, Py_ssize_t offset):
+        """Acquire-load the 32-bit word at ``offset``."""
+        return sp_load32(self.at(offset, 4))
+
+    def store_u32(self, Py_ssize_t offset, uint32_t value):
+        """Release-store the 32-bit word at ``offset``."""
+        sp_store32(self.at(offset, 4), value)
+
+    def load_u64(self, Py_ssize_t offset):
+        """Acquire-load the 64-bit word at ``offset``."""
+        return sp_load64(self.at(offset, 8))
+
+    def store_u64(self, Py_ssize_t offset, uint64_t value):
+        """Release-store the 64-bit word at ``offset``."""
+        sp_store64(self.at(offset, 8), value)
+
+    def add_u64(self, Py_ssize_t offset, uint64_t amount):
+        """Add to a counter that has one writer: this process."""
+        cdef char *word = self.at(offset, 8)
+        sp_store64(word, sp_load64(word) + amount)
+
+    def fence(self):
+        """A full fence: what was stored before is visible before anything after it is loaded."""
+        sp_fence()
+
+    def view_of(self, Py_ssize_t offset, Py_ssize_t length):
+        """A writable memoryview of ``length`` bytes; the caller drops it before ``release``."""
+        return PyMemoryView_FromMemory(self.at(offset, length), length, PyBUF_WRITE)
+
+
+cdef class Words:
+    """A table of 32-bit state words.
+
+    Args:
+        memory: the mapping.
+        offset: bytes from its start.
+        count: how many words.
+    """
+
+    cdef Memory memory
+    cdef Py_ssize_t offset
+    cdef readonly Py_ssize_t count
+
+    def __init__(self, Memory memory, Py_ssize_t offset, Py_ssize_t count):
+        memory.at(offset, 4 * count)
+        self.memory = memory
+        self.offset = offset
+        self.count = count
+
+    cdef char *word(self, Py_ssize_t index) except NULL:
+        if index < 0 or index >= self.count:
+            raise IndexError(f"word {index} of {self.count}")
+        return self.memory.at(self.offset + 4 * index, 4)
+
+    def load(self, Py_ssize_t index):
+        """Acquire-load one word."""
+        return sp_load32(self.word(index))
+
+    def store(self, Py_ssize_t index, uint32_t value):
+        """Release-store one word."""
+        sp_store32(self.word(index), value)
+
+    def find(self, uint32_t value, Py_ssize_t start=0):
+        """The first index at or after ``start``, going round, whose word is ``value``; -1 if none is."""
+        cdef char *base = self.memory.at(self.offset, 4 * self.count)
+        cdef Py_ssize_t step, index = start
+        if start < 0 or start >= self.count:
+            raise IndexError(f"word {start} of {self.count}")
+        for step in range(self.count):
+            if index >= self.count:
+                index -= self.count
+            if sp_load32(base + 4 * index) == value:
+                return index
+            index += 1
+        return -1
+
+    def find_all(self, uint32_t value):
+        """Every index whose word is ``value``."""
+        cdef char *base = self.memory.at(self.offset, 4 * self.count)
+        cdef Py_ssize_t index
+        found = []
+        for index in range(self.count):
+            if sp_load32(base + 4 * index) == value:
+                found.append(index)
+        return found
+
+    def tally(self, Py_ssize_t values):
+        """How many words hold each state 0 .. values-1 (the low byte of a word is its state)."""
+        cdef char *base = self.memory.at(self.offset, 4 * self.count)
+        cdef Py_ssize_t index
+        cdef uint32_t value
+        counts = [0] * values
+        for index in range(self.count):
+            value = sp_load32(base + 4 * index) & 0xFF
+            if value < values:
+                counts[value] += 1
+        return counts
+
+
+cdef class Blocks:
+    """Fixed-size blocks (slabs or output buffers) that are chained through a table of next indices.
+
+    Only one process at a time may call ``claim`` (the coordinator for slabs; the holder of the admission
+    lock for output buffers): freeing, from any process, is a release store of the free state, nothing else.
+
+    Args:
+        memory: the mapping.
+        states: offset of the u32 state words.
+        nexts: offset of the u32 next indices.
+        data: offset of the first block.
+        count: how many blocks.
+        block_bytes: size of each.
+        free: the state word's value that means free.
+    """
+
+    cdef Memory memory
+    cdef Py_ssize_t states, nexts, data
+    cdef readonly Py_ssize_t count
+    cdef readonly Py_ssize_t block_bytes
+    cdef uint32_t free
+    cdef Py_ssize_t cursor
+
+    def __init__(self, Memory memory, Py_ssize_t states, Py_ssize_t nexts, Py_ssize_t data,
+                 Py_ssize_t count, Py_ssize_t block_bytes, uint32_t free):
+        memory.at(states, 4 * count)
+        memory.at(nexts, 4 * count)
+        memory.at(data, count * block_bytes)
+        self.memory = memory
+        self.states = states
+        self.nexts = nexts
+        self.data = data
+        self.count = count
+        self.block_bytes = block_bytes
+        self.free = free
+        self.cursor = 0
+
+    cdef uint32_t take(self, Py_ssize_t wanted, uint32_t state) except? 0xFFFFFFFE:
+        """Chain ``wanted`` free blocks; their first index, or C_NONE with nothing changed."""
+        cdef char *states = self.memory.at(self.states, 4 * self.count)
+        cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
+        cdef Py_ssize_t step, index = self.cursor, found = 0
+        cdef uint32_t first = C_NONE, last = C_NONE
+        for step in range(self.count):
+            if index >= self.count:
+                index -= self.count
+            if sp_load32(states + 4 * index) == self.free:
+                # A free block's next word belongs to whoever may claim, so a chain that comes out too
+                # short has changed nothing that anybody reads.
+                if found == 0:
+                    first = <uint32_t>index
+                else:
+                    nexts[last] = <uint32_t>index
+                last = <uint32_t>index
+                found += 1
+                if found == wanted:
+                    break
+            index += 1
+        if found < wanted or wanted <= 0:
+            return C_NONE
+        nexts[last] = C_NONE
+        self.cursor = index + 1
+        self.paint(first, state)
+        return first
+
+    cdef int paint(self, uint32_t first, uint32_t state) except -1:
+        """Store ``state`` along a chain. The next index is read before its block is given away."""
+        cdef uint32_t index = first, following
+        cdef Py_ssize_t steps = 0
+        while index != C_NONE:
+            if index >= <uint32_t>self.count or steps >= self.count:
+                raise ValueError(f"chain from block {first} leaves the table of {self.count} blocks")
+            following = (<uint32_t *>self.memory.at(self.nexts, 4 * self.count))[index]
+            sp_store32(self.memory.at(self.states + 4 * <Py_ssize_t>index, 4), state)
+            index = following
+            steps += 1
+        return 0
+
+    def claim(self, Py_ssize_t wanted, uint32_t state):
+        """Take ``wanted`` free blocks as one chain in ``state``; its first index, or NONE if too few are free."""
+        return self.take(wanted, state)
+
+    def mark(self, uint32_t first, uint32_t state):
+        """Store ``state`` in every block of the chain that starts at ``first`` (NONE: an empty chain)."""
+        self.paint(first, state)
+
+    def trim(self, uint32_t first, Py_ssize_t keep):
+        """Cut the chain after its first ``keep`` (>= 1) blocks and free the rest; how many were freed."""
+        cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
+        cdef uint32_t index = first, rest
+        cdef Py_ssize_t step, freed = 0
+        if keep < 1:
+            raise ValueError(f"keep {keep} blocks: at least 1")
+        for step in range(keep - 1):
+            if index >= <uint32_t>self.count:
+                raise ValueError(f"chain from block {first} has fewer than {keep} blocks")
+            index = nexts[index]
+        if index >= <uint32_t>self.count:
+            raise ValueError(f"chain from block {first} has fewer than {keep} blocks")
+        rest = nexts[index]
+        nexts[index] = C_NONE
+        index = rest
+        while index != C_NONE:
+            freed += 1
+            index = nexts[index]
+        self.paint(rest, self.free)
+        return freed
+
+    def chain(self, uint32_t first):
+        """The indices of a chain, first to last."""
+        cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
+        cdef uint32_t index = first
+        indices = []
+        while index != C_NONE:
+            if index >= <uint32_t>self.count or len(indices) >= self.count:
+                raise ValueError(f"chain from block {first} leaves the table of {self.count} blocks")
+            indices.append(index)
+            index = nexts[index]
+        return indices
+
+    def views(self, uint32_t first, Py_ssize_t length):
+        """Writable views of the first ``length`` bytes of a chain; the caller drops them before release."""
+        cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
+        cdef uint32_t index = first
+        cdef Py_ssize_t part
+        parts = []
+        while length > 0:
+            if index >= <uint32_t>self.count:
+                raise ValueError(f"chain from block {first} is {length} bytes short")
+            part = min(length, self.block_bytes)
+            parts.append(PyMemoryView_FromMemory(
+                self.memory.at(self.data + <Py_ssize_t>index * self.block_bytes, part), part, PyBUF_WRITE))
+            length -= part
+            index = nexts[index]
+        return parts
+
+    def count_free(self):
+        """How many blocks are free now."""
+        return self.free_blocks()
+
+    cdef Py_ssize_t free_blocks(self) except -1:
+        cdef char *states = self.memory.at(self.states, 4 * self.count)
+        cdef Py_ssize_t index, found = 0
+        for index in range(self.count):
+            if sp_load32(states + 4 * index) == self.free:
+                found += 1
+        return found
