@@ -4,6 +4,8 @@
 Everything that must be one machine instruction (an acquire load, a release store) or that runs once per
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
+
+One module in five pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
