@@ -39,9 +39,10 @@ if TYPE_CHECKING:
         UnknownTopicError,
         UnsupportedPlatformError,
     )
-    from slabpress.observe.statistics import Statistics
+    from slabpress.observe.statistics import MemoryFigure, Statistics
     from slabpress.pipeline.batch import Delivery, DeliveryHandle, ManyDelivery
-    from slabpress.plan import MemoryPlan, plan_memory
+    from slabpress.plan import MemoryPlan, PipelinePlan, plan_memory
+    from slabpress.processes import Pipeline
     from slabpress.producer import Producer
 
 __version__ = "0.1.0"
@@ -51,7 +52,10 @@ _HOMES = {
     "Delivery": "pipeline.batch",
     "DeliveryHandle": "pipeline.batch",
     "ManyDelivery": "pipeline.batch",
+    "MemoryFigure": "observe.statistics",
     "MemoryPlan": "plan",
+    "Pipeline": "processes",
+    "PipelinePlan": "plan",
     "Producer": "producer",
     "Statistics": "observe.statistics",
     "plan_memory": "plan",
@@ -70,8 +74,11 @@ __all__ = [
     "FlushTimeoutError",
     "ForkedError",
     "ManyDelivery",
+    "MemoryFigure",
     "MemoryPlan",
     "MemoryShortError",
+    "Pipeline",
+    "PipelinePlan",
     "ProcessError",
     "Producer",
     "ProducerClosedError",
@@ -93,7 +100,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'slabpress' has no attribute {name!r}")
-    if name == "Producer":
+    if name in ("Pipeline", "Producer"):
         # Before its modules are loaded: on other platforms their imports would fail, and say less.
         importlib.import_module("slabpress.platforms").check_platform()
     home = importlib.import_module(f"slabpress.{_HOMES.get(name, 'errors')}")

@@ -28,6 +28,22 @@ SLAB_BYTES_MAX: Final = 1 << 20
 BATCH_BYTES_DEFAULT: Final = 256 * 1024
 SLABS_PER_ARENA: Final = 2048
 MAX_MILLISECONDS: Final = 2**31 - 1
+# The settings of a set of processes; all others are each producer's own (`Pipeline`).
+PIPELINE_SETTINGS: Final = (
+    "bootstrap_servers",
+    "client_id",
+    "request_timeout_ms",
+    "retry_backoff_ms",
+    "retry_backoff_max_ms",
+    "reconnect_backoff_ms",
+    "reconnect_backoff_max_ms",
+    "max_in_flight_requests_per_connection",
+    "metadata_max_age_ms",
+    "connections_max_idle_ms",
+    "socket_connection_setup_timeout_ms",
+    "send_buffer_bytes",
+    "workers",
+)
 
 Milliseconds = Annotated[int, Meta(ge=0, le=MAX_MILLISECONDS)]
 
@@ -115,12 +131,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Raises:
             ConfigError: a name is unknown, a value impossible, or two contradict each other.
         """
-        known = cls.__struct_fields__
-        for name in settings:
-            if name == "bootstrap_servers":
-                raise ConfigError("bootstrap_servers was given twice: it is the first argument")
-            if name not in known:
-                raise ConfigError(_unknown(name, known))
+        check_names(settings, cls.__struct_fields__)
         values: dict[str, Any] = dict(settings)
         values["bootstrap_servers"] = _servers(bootstrap_servers)
         if "acks" in values:
@@ -138,7 +149,23 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return config
 
 
+def check_names(settings: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raise ConfigError for a setting that does not exist, or is not a setting here."""
+    for name in settings:
+        if name == "bootstrap_servers":
+            raise ConfigError("bootstrap_servers was given twice: it is the first argument")
+        if name not in known:
+            raise ConfigError(_unknown(name, known))
+
+
 def _unknown(name: str, known: tuple[str, ...]) -> str:
+    if name in Config.__struct_fields__:
+        owner = (
+            "the pipeline: pass it to Pipeline()"
+            if name in PIPELINE_SETTINGS
+            else "each producer: pass it to producer()"
+        )
+        return f"{name} is a setting of {owner}"
     near = difflib.get_close_matches(name.replace(".", "_"), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
     return f"unknown setting {name!r}: {hint}"

@@ -3,11 +3,13 @@
     plan = arena + control block + workers x (codec workspace + worker process) + network process + coordinator
 
 The arena's part is exact: it is allocated at once and never changes. The processes' parts are what their
-interpreters and imports take (PSS, measured by ``python -m bench.footprint``), plus what they may allocate.
+interpreters and imports take (PSS, measured by ``python -m bench.footprint``), plus what they may allocate. Producers
+that share a ``Pipeline`` share the lines of its processes; their arenas add up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from slabpress.codec_memory import workspace_bytes
@@ -25,6 +27,14 @@ NETWORK_PROCESS_BYTES: Final = 18 << 20
 NETWORK_BYTES_PER_PARTITION: Final = 1280
 COORDINATOR_BYTES: Final = 10 << 20
 
+# Whose bytes a line counts.
+ARENA: Final = "arena"
+CONTROL: Final = "control block"
+WORKER: Final = "worker"
+NETWORK: Final = "network process"
+COORDINATOR: Final = "coordinator"
+CODEC_LINE: Final = "codec workspace"
+
 _SLAB_BYTES_LEAST: Final = 4 * 1024
 _SLAB_BYTES_MOST: Final = 64 * 1024
 _BYTES_PER_TOPIC_PARTITION: Final = 16 * 1024
@@ -35,12 +45,13 @@ _PARTITIONS_PER_TOPIC: Final = 2
 
 
 class PlanLine(NamedTuple):
-    """One line of the plan: what, how many of it, and bytes each."""
+    """One line of the plan: what, how many of it, bytes each, and whose they are (ARENA, WORKER, ...)."""
 
     name: str
     units: int
     bytes_each: int
     note: str
+    part: str
 
     @property
     def total_bytes(self) -> int:
@@ -56,7 +67,7 @@ class MemoryPlan(NamedTuple):
         workers: worker processes.
         batch_bytes: the largest batch of several records, uncompressed.
         largest_record_bytes: the largest encoded record that is ever accepted.
-        lines: every byte, by purpose.
+        lines: every byte, by purpose; without the processes where they are a ``Pipeline``'s.
     """
 
     geometry: Geometry
@@ -94,28 +105,96 @@ class MemoryPlan(NamedTuple):
 
     def table(self) -> str:
         """The plan as a table for people."""
-        rows = [
-            (line.name, str(line.units), format_bytes(line.bytes_each), format_bytes(line.total_bytes), line.note)
-            for line in self.lines
-        ]
-        rows.append(("total", "", "", format_bytes(self.total_bytes), ""))
-        head = ("what", "units", "each", "bytes", "")
-        widths = [max(len(row[column]) for row in (head, *rows)) for column in range(4)]
-        texts = []
-        for row in (head, *rows):
-            cells = [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in (1, 2, 3)), row[4]]
-            texts.append("  ".join(cells).rstrip())
-        return "\n".join(texts)
+        return _table(self.lines)
+
+
+class PipelinePlan(NamedTuple):
+    """What one set of processes takes together with the producers that share it now.
+
+    Attributes:
+        workers: worker processes.
+        lines: every byte, by purpose; equal lines of several producers are one.
+    """
+
+    workers: int
+    lines: tuple[PlanLine, ...]
+
+    @classmethod
+    def of(cls, workers: int, own: tuple[PlanLine, ...], producers: Iterable[MemoryPlan]) -> PipelinePlan:
+        """Add up the processes' own lines and what each producer adds."""
+        units: dict[PlanLine, int] = {}
+        for plan in producers:
+            for line in plan.lines:
+                key = line._replace(units=0)
+                if line.part in (ARENA, NETWORK):
+                    units[key] = units.get(key, 0) + line.units
+                elif line.name == CODEC_LINE:
+                    units[key] = workers  # producers with the same codec share its workspace: one batch at a time
+        return cls(workers, (*(line._replace(units=count) for line, count in units.items()), *own))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes in all."""
+        return sum(line.total_bytes for line in self.lines)
+
+    def by_part(self) -> dict[str, int]:
+        """Bytes of each part, the workers one by one."""
+        sums: dict[str, int] = {}
+        for line in self.lines:
+            sums[line.part] = sums.get(line.part, 0) + line.total_bytes
+        each = sums.pop(WORKER, 0) // max(1, self.workers)
+        return sums | {f"{WORKER} {number}": each for number in range(self.workers)}
+
+    def as_dict(self) -> dict[str, object]:
+        """The plan as plain data, for JSON."""
+        return {
+            "total_bytes": self.total_bytes,
+            "workers": self.workers,
+            "lines": [line._asdict() | {"total_bytes": line.total_bytes} for line in self.lines],
+        }
+
+    def table(self) -> str:
+        """The plan as a table for people."""
+        return _table(self.lines)
+
+
+def _table(lines: tuple[PlanLine, ...]) -> str:
+    rows = [
+        (line.name, str(line.units), format_bytes(line.bytes_each), format_bytes(line.total_bytes), line.note)
+        for line in lines
+    ]
+    rows.append(("total", "", "", format_bytes(sum(line.total_bytes for line in lines)), ""))
+    head = ("what", "units", "each", "bytes", "")
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(4)]
+    texts = []
+    for row in (head, *rows):
+        cells = [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in (1, 2, 3)), row[4]]
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)
+
+
+def workers_of(config: Config) -> int:
+    """How many workers these settings mean."""
+    return config.workers or min(WORKERS_MAX, usable_cpus())
 
 
 def plan_memory(config: Config) -> MemoryPlan:
-    """Compute the plan of a producer with these settings. Starts and allocates nothing.
+    """Compute the plan of a producer with these settings and processes of its own. Starts and allocates nothing.
+
+    Raises:
+        ConfigError: buffer_memory is too small to hold even two slabs and two output buffers.
+    """
+    plan = plan_producer(config, workers_of(config))
+    return plan._replace(lines=(*plan.lines, *process_lines(plan.workers)))
+
+
+def plan_producer(config: Config, workers: int) -> MemoryPlan:
+    """Compute what a producer with these settings adds to a set of processes with so many workers.
 
     Raises:
         ConfigError: buffer_memory is too small to hold even two slabs and two output buffers.
     """
     geometry = _geometry(config)
-    workers = config.workers or min(WORKERS_MAX, usable_cpus())
     slab_area = geometry.slab_bytes * geometry.slab_count
     batch_bytes = config.batch_size or max(geometry.slab_bytes, min(BATCH_BYTES_DEFAULT, slab_area // 8))
     largest_record = min(config.max_request_size, slab_area)
@@ -144,19 +223,28 @@ def automatic_slab_bytes(buffer_memory: int) -> int:
 
 
 def _lines(config: Config, plan: MemoryPlan) -> tuple[PlanLine, ...]:
+    """What a producer adds to the processes that serve it."""
     geometry = plan.geometry
     layout = layout_of(geometry)
     unused = geometry.arena_bytes - layout.end
     codec_bytes = workspace_bytes(config.compression_type, config.compression_level, plan.largest_batch_bytes)
     level = "" if config.compression_level is None else f":{config.compression_level}"
     return (
-        PlanLine("arena: tables", 1, layout.slabs + unused, f"{geometry.batch_count} descriptors"),
-        PlanLine("arena: slabs", geometry.slab_count, geometry.slab_bytes, "records, as they are sent"),
-        PlanLine("arena: output buffers", geometry.output_count, geometry.output_bytes, "until acknowledged"),
-        PlanLine("control block", 1, CONTROL_BYTES, "process states and doorbells"),
-        PlanLine("codec workspace", plan.workers, codec_bytes, f"{config.compression_type}{level}, one a worker"),
-        PlanLine("worker process", plan.workers, WORKER_PROCESS_BYTES, "interpreter and codec library"),
-        PlanLine("network process", 1, NETWORK_PROCESS_BYTES, "interpreter, protocol, connections"),
-        PlanLine("network: partitions", geometry.partition_count, NETWORK_BYTES_PER_PARTITION, "queues and leaders"),
-        PlanLine("coordinator", 1, COORDINATOR_BYTES, "what the import adds to your process"),
+        PlanLine("arena: tables", 1, layout.slabs + unused, f"{geometry.batch_count} descriptors", ARENA),
+        PlanLine("arena: slabs", geometry.slab_count, geometry.slab_bytes, "records, as they are sent", ARENA),
+        PlanLine("arena: output buffers", geometry.output_count, geometry.output_bytes, "until acknowledged", ARENA),
+        PlanLine(
+            "network: partitions", geometry.partition_count, NETWORK_BYTES_PER_PARTITION, "queues and leaders", NETWORK
+        ),
+        PlanLine(CODEC_LINE, plan.workers, codec_bytes, f"{config.compression_type}{level}, one a worker", WORKER),
+    )
+
+
+def process_lines(workers: int) -> tuple[PlanLine, ...]:
+    """What a set of processes takes, whatever the producers."""
+    return (
+        PlanLine("control block", 1, CONTROL_BYTES, "process states and doorbells", CONTROL),
+        PlanLine("worker process", workers, WORKER_PROCESS_BYTES, "interpreter and codec library", WORKER),
+        PlanLine("network process", 1, NETWORK_PROCESS_BYTES, "interpreter, protocol, connections", NETWORK),
+        PlanLine("coordinator", 1, COORDINATOR_BYTES, "what the import adds to your process", COORDINATOR),
     )

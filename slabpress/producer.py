@@ -16,39 +16,21 @@ from slabpress.config import Config
 from slabpress.errors import CallbackFlushError, FlushTimeoutError, SlabpressError
 from slabpress.observe.statistics import Statistics
 from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery
-from slabpress.pipeline.coordinator import Coordinator, watch_forks
+from slabpress.pipeline.coordinator import Coordinator, check_memory, closed_error, forked_error, roles_of
 from slabpress.pipeline.many import send_many
-from slabpress.pipeline.supervisor import Role
-from slabpress.plan import MemoryPlan, plan_memory
+from slabpress.plan import MemoryPlan, plan_memory, plan_producer, process_lines, workers_of
 from slabpress.records import Headers, Part
-from slabpress.shm.control import FIRST_WORKER, NETWORK
-from slabpress.shm.handover import ArenaGrant
 
 logger = logging.getLogger("slabpress")
 logger.addHandler(logging.NullHandler())
-
-_NETWORK_SETTINGS = (
-    "bootstrap_servers",
-    "client_id",
-    "request_timeout_ms",
-    "retry_backoff_ms",
-    "retry_backoff_max_ms",
-    "reconnect_backoff_ms",
-    "reconnect_backoff_max_ms",
-    "max_in_flight_requests_per_connection",
-    "metadata_max_age_ms",
-    "max_request_size",
-    "connections_max_idle_ms",
-    "socket_connection_setup_timeout_ms",
-    "send_buffer_bytes",
-)
 
 
 class Producer:
     """A Kafka producer whose memory is one fixed block, decided before the first record.
 
     Thread-safe. Close it, or use it in a ``with`` block. Several servers may be named as
-    ``"host1:9092,host2:9092"`` or as a list.
+    ``"host1:9092,host2:9092"`` or as a list. It has processes of its own; producers that are to share one set of
+    processes are made by ``Pipeline.producer()``.
 
     Args:
         bootstrap_servers: brokers to ask first, as host:port.
@@ -59,7 +41,7 @@ class Producer:
 
     Attributes:
         config: the settings, complete.
-        plan: every byte that this producer takes, as a MemoryPlan.
+        plan: every byte that this producer takes, as a MemoryPlan; one of a Pipeline: what it adds to it.
 
     Raises:
         ConfigError: a setting is unknown, out of range, or contradicts another.
@@ -68,35 +50,51 @@ class Producer:
         UnsupportedPlatformError: this is neither Linux nor macOS.
     """
 
+    _pipeline: object = None  # the Pipeline it came from
+
     def __init__(
         self, bootstrap_servers: str | list[str], *, on_delivery: DoneCallback | None = None, **settings: Any
     ) -> None:
         self._closed = True  # until there is something to close
-        self._closing = threading.RLock()
-        self.config = Config.of(bootstrap_servers, **settings)
-        self.plan: MemoryPlan = plan_memory(self.config)
-        self._coordinator = Coordinator(self.config, self.plan, self._roles, on_delivery)
-        self._sender = self._coordinator.sender
-        self._fast_lane = self._sender.fast_lane
-        self._closed = False
-        watch_forks(self._coordinator)
-        _open_producers.add(self)
+        config = Config.of(bootstrap_servers, **settings)
+        plan = plan_memory(config)
+        check_memory(plan.total_bytes, "buffer_memory and the processes")
+        coordinator = self._processes(config)
+        self._open(coordinator, config, plan, on_delivery)
+        coordinator.start()
+        self._opened(private=True)
 
-    def _roles(self, arena: int) -> list[Role]:
-        config, plan = self.config, self.plan
-        delivery = {"acks": config.acks, "delivery_timeout_ms": config.delivery_timeout_ms}
-        codec = {
-            "compression_type": config.compression_type,
-            "compression_level": config.compression_level,
-            "largest_batch_bytes": plan.largest_batch_bytes,
-        }
-        cluster = {name: getattr(config, name) for name in _NETWORK_SETTINGS}
-        roles = [Role("the network process", "slabpress.network", NETWORK, cluster, [ArenaGrant(arena, delivery)])]
-        roles += [
-            Role(f"worker {worker}", "slabpress.workers", FIRST_WORKER + worker, {}, [ArenaGrant(arena, codec)])
-            for worker in range(plan.workers)
-        ]
-        return roles
+    @staticmethod
+    def _processes(config: Config) -> Coordinator:
+        workers = workers_of(config)
+        return Coordinator(roles_of(config, workers), workers, process_lines(workers))
+
+    @classmethod
+    def _join(
+        cls, coordinator: Coordinator, config: Config, plan: MemoryPlan, on_delivery: DoneCallback | None
+    ) -> Self:
+        """A producer of a Pipeline, whose processes run already."""
+        producer = cls.__new__(cls)
+        producer._closed = True
+        producer._open(coordinator, config, plan, on_delivery)
+        producer._opened(private=False)
+        return producer
+
+    def _open(
+        self, coordinator: Coordinator, config: Config, plan: MemoryPlan, on_delivery: DoneCallback | None
+    ) -> None:
+        self._closing = threading.RLock()
+        self.config = config
+        self.plan = plan
+        self._coordinator = coordinator
+        self._session = coordinator.open(config, plan_producer(config, plan.workers), on_delivery)
+        self._sender = self._session.sender
+        self._fast_lane = self._sender.fast_lane
+
+    def _opened(self, *, private: bool) -> None:
+        self._private = private
+        self._closed = False
+        _open_producers.add(self)
 
     def send(
         self,
@@ -162,9 +160,7 @@ class Producer:
             ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
         """
         columns = (values, keys, headers, timestamps_ms)
-        return send_many(
-            self._sender, self._coordinator.accumulator, topic, columns, partition, self.config.max_block_ms
-        )
+        return send_many(self._sender, self._session.accumulator, topic, columns, partition, self.config.max_block_ms)
 
     def flush(self, timeout: float | None = None) -> None:
         """Send what was accepted without waiting for linger, and wait until it is resolved and reported.
@@ -178,8 +174,8 @@ class Producer:
             CallbackFlushError: this is a delivery callback.
         """
         self._check_usable("flush")
-        self._coordinator.flush(timeout)
-        self._coordinator.raise_unseen()
+        self._session.flush(timeout)
+        self._session.raise_unseen()
 
     def stats(self) -> Statistics:
         """The figures of this moment: records, tables, counters, memory; after close(), the last ones.
@@ -187,12 +183,12 @@ class Producer:
         Raises:
             ForkedError: this is a forked child.
         """
-        if self._coordinator.is_forked():
-            self._sender.check_usable()
-        return self._coordinator.statistics()
+        if self._coordinator.is_forked:
+            raise forked_error()
+        return self._coordinator.statistics(self._session)
 
     def close(self, timeout: float | None = None) -> None:
-        """Flush, end the children, and give the memory back. Closing twice is nothing.
+        """Flush, end the children (unless they are a Pipeline's), and give the memory back. Twice is nothing.
 
         Args:
             timeout: seconds to wait for records under way; 0 abandons them. None waits until all are resolved.
@@ -205,38 +201,42 @@ class Producer:
         with self._closing:
             if self._closed:
                 return
-            if self._coordinator.is_forked():
+            if self._coordinator.is_forked:
                 self._closed = True  # the parent's arena and children: a forked child touches nothing
                 return
-            if self._coordinator.in_callback():
+            if self._session.in_callback():
                 raise CallbackFlushError("close() inside a delivery callback would wait for itself")
             # From here nothing new is accepted. It raises, with nothing changed yet, where a signal handler closes
             # a producer whose lock its own thread holds.
-            self._coordinator.refuse()
+            self._session.refuse(closed_error)
             self._closed = True
             _open_producers.discard(self)
             self._close(timeout)
 
     def _close(self, timeout: float | None) -> None:
         try:
-            self._coordinator.flush(timeout)
+            self._session.flush(timeout)
         except FlushTimeoutError as error:
-            lost = self._coordinator.close()
+            lost = self._end()
             if lost:
                 raise FlushTimeoutError(
                     f"the producer was closed after {timeout} s with {lost} records not acknowledged", records=lost
                 ) from error
         except BaseException:
-            self._coordinator.close()
+            self._end()
             raise
         else:
-            self._coordinator.close()
-        self._coordinator.raise_unseen()
+            self._end()
+        self._session.raise_unseen()
+
+    def _end(self) -> int:
+        """Give everything back; how many records were lost by that."""
+        return self._coordinator.close() if self._private else self._coordinator.leave(self._session)
 
     def _check_usable(self, what: str) -> None:
         if self._sender.refusal is not None:
             raise self._sender.refusal()
-        if self._coordinator.in_callback():
+        if self._session.in_callback():
             raise CallbackFlushError(f"{what}() inside a delivery callback would wait for itself")
 
     def __enter__(self) -> Self:
@@ -258,16 +258,16 @@ class Producer:
         if self._closed:
             return
         warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-        _close_at_exit(self)
+        close_at_exit(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
         return f"<Producer {','.join(self.config.bootstrap_servers)} {state}>"
 
 
-def _close_at_exit(producer: Producer) -> None:
+def close_at_exit(producer: Producer) -> None:
     """Flush a producer that nobody closed, for exit_flush_ms, and say what was lost."""
-    if producer._sender.refusal is not None and producer._coordinator.is_forked():
+    if producer._closed or producer._coordinator.is_forked:
         return
     started = time.monotonic()
     seconds = producer.config.exit_flush_ms / 1000
@@ -292,4 +292,4 @@ _open_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 @atexit.register
 def _close_all_at_exit() -> None:
     for producer in list(_open_producers):
-        _close_at_exit(producer)
+        close_at_exit(producer)

@@ -39,7 +39,7 @@ def main() -> int:
 
     child = Child.receive(sys.argv)
     settings = NetworkSettings.of(child.settings)
-    loop = Loop(child.control, child.slot, child.arenas, settings, child.watched, time.monotonic_ns, random.random)
+    loop = Loop(child, settings, time.monotonic_ns, random.random)
     loop.start()
     # What lives now lives until the end: the collector need not look at it again.
     gc.collect()

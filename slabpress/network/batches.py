@@ -47,12 +47,13 @@ class ArenaBatches:
     """The batches of one arena.
 
     Args:
-        number: the arena's place in this process's list.
+        number: the arena's number in this set of processes.
         arena: the arena.
-        settings: its producer's settings: ``acks``, ``delivery_timeout_ms``.
+        settings: its producer's settings: ``acks``, ``delivery_timeout_ms``, ``max_request_size``.
 
     Attributes:
         acks: the producer's acks: -1, 0 or 1.
+        retired: its producer was closed: nothing of it is sent any more, nobody waits for a result.
         queues: for each partition index its queue, once it had a batch.
     """
 
@@ -62,6 +63,8 @@ class ArenaBatches:
         self.topics = TopicTable(arena)
         self.acks = int(settings["acks"])
         self.delivery_timeout_ms = int(settings["delivery_timeout_ms"])
+        self.max_request_bytes = int(settings["max_request_size"])
+        self.retired = False
         self.queues: list[PartitionQueue | None] = [None] * arena.geometry.partition_count
         self._descriptors = Descriptors(arena)
         # What is older than the ring is done. In a fresh arena this is 0.
@@ -84,6 +87,10 @@ class ArenaBatches:
         for output in self.arena.output_states.find_all(OUTPUT_IN_FLIGHT):
             if output not in held:
                 self.arena.output_states.store(output, OUTPUT_FREE)
+
+    def retire(self) -> None:
+        """Send nothing of it any more; what is on the wire is nobody's business now."""
+        self.retired = True
 
     @property
     def has_new_seals(self) -> bool:

@@ -126,6 +126,14 @@ class Connection:
         """Whether bytes wait to be sent."""
         return bool(self._outgoing)
 
+    def outgoing(self) -> list[InFlight]:
+        """The requests whose bytes are not all sent."""
+        return [waiting.request for waiting in self._outgoing]
+
+    def unanswered(self) -> list[InFlight]:
+        """The requests that wait for a response."""
+        return list(self._in_flight)
+
     @property
     def deadline_ns(self) -> int | None:
         """When the oldest request runs out of time; None without one."""

@@ -7,8 +7,8 @@ The wait ends at the next deadline of anything that is timed, or not at all: an 
 from __future__ import annotations
 
 import selectors
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.batches import ArenaBatches
@@ -18,13 +18,13 @@ from slabpress.network.connection import Answer, InFlight
 from slabpress.network.messages import error_name
 from slabpress.network.metadata import Cluster
 from slabpress.network.produce import ProduceContext, Producing
-from slabpress.network.queues import PartitionQueue, Queues
+from slabpress.network.queues import Batch, PartitionQueue, Queues
 from slabpress.network.refresh import MetadataContext, Refresher
 from slabpress.network.resolver import Resolver
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.transport import RECEIVE_BYTES
-from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, Control
+from slabpress.shm.control import COORDINATOR
+from slabpress.shm.handover import Child
 
 # Without idempotence a second batch in flight could pass one that is tried again (librdkafka#1092).
 _IN_FLIGHT_PER_PARTITION: Final = 1
@@ -35,34 +35,30 @@ class Loop:
     """The network process's work.
 
     Args:
-        control: the control block, with the doorbells.
-        slot: this process's slot.
-        arenas: the arenas with their producers' settings.
+        child: what this process was given: the control block, and word of the arenas.
         settings: this process's settings.
-        watched: descriptors that end the process's life when they become readable.
         clock: CLOCK_MONOTONIC in ns, the clock of the batches' creation times.
         random: uniform in 0 .. 1, for the jitter.
     """
 
     def __init__(
         self,
-        control: Control,
-        slot: int,
-        arenas: list[tuple[Arena, dict[str, Any]]],
+        child: Child,
         settings: NetworkSettings,
-        watched: list[int],
         clock: Callable[[], int],
         random: Callable[[], float],
     ) -> None:
-        self._control = control
-        self._slot = slot
-        self._bell = control.bells[slot]
+        self._child = child
+        self._control = child.control
+        self._slot = child.slot
+        self._bell = child.control.bells[child.slot]
         self._clock = clock
         self._report = ""
-        self.arenas = [ArenaBatches(number, arena, own) for number, (arena, own) in enumerate(arenas)]
+        self.arenas: dict[int, ArenaBatches] = {}
+        self._leaving: list[ArenaBatches] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._bell, selectors.EVENT_READ)
-        for descriptor in watched:
+        for descriptor in child.watched:
             self._selector.register(descriptor, selectors.EVENT_READ)
         retry_backoff = Backoff(settings.retry_backoff_ms, settings.retry_backoff_max_ms, random)
         reconnect_backoff = Backoff(settings.reconnect_backoff_ms, settings.reconnect_backoff_max_ms, random)
@@ -79,11 +75,37 @@ class Loop:
 
     def start(self) -> None:
         """Take over what a predecessor left."""
-        for arena in self.arenas:
-            arena.take_over()
+        self._follow_changes()
         # What the predecessor did last may have rung for nobody.
         self._control.wake(COORDINATOR)
         self._control.wake_one_worker()
+
+    def _follow_changes(self) -> None:
+        """Take on arenas that were added, retire those that were taken away."""
+        for change in self._child.changes():
+            if change.arena is not None:
+                arena = ArenaBatches(change.number, change.arena, change.settings)
+                arena.take_over()
+                self.arenas[change.number] = arena
+                arena.arena.write_report(self._report)
+            elif (gone := self.arenas.pop(change.number, None)) is not None:
+                self.queues.forget(gone)
+                self.refresher.forget(change.number)
+                gone.retire()
+                self._leaving.append(gone)
+
+    def _let_go(self) -> None:
+        """Unmap the retired arenas that no socket takes bytes from any more (law 7)."""
+        connections = [broker.connection for broker in self.brokers if broker.connection is not None]
+        for gone in list(self._leaving):
+            if any(_batches_of(gone, connection.outgoing()) for connection in connections):
+                continue
+            self._leaving.remove(gone)
+            for connection in connections:
+                for batch in _batches_of(gone, connection.unanswered()):
+                    batch.parts = []  # views of the arena; the response will find nobody interested
+            gone.queues.clear()
+            self._child.let_go(gone.arena)
 
     def turn(self, longest_s: float | None) -> None:
         """Do everything that can be done now, then wait for more.
@@ -92,6 +114,7 @@ class Loop:
             longest_s: the longest wait, None for no limit.
         """
         now = self._clock()
+        self._follow_changes()
         self._look(now)
         self.queues.tick(now)
         for broker in self.brokers:
@@ -99,6 +122,8 @@ class Loop:
         self.refresher.turn(now)
         self._send(now)
         self._tell_others()
+        if self._leaving:
+            self._let_go()
         self._wait(now, longest_s)
 
     def close(self) -> None:
@@ -111,7 +136,7 @@ class Loop:
     def _look(self, now: int) -> bool:
         """Look at the state words for news of the other processes; whether there was any."""
         news = self.refresher.look(now)
-        for arena in self.arenas:
+        for arena in self.arenas.values():
             if self.queues.has_unready(arena):
                 news |= self.queues.became_ready(arena, arena.ready(), now)
             if arena.has_new_seals:
@@ -154,7 +179,7 @@ class Loop:
         if report == self._report:
             return
         self._report = report
-        for arena in self.arenas:
+        for arena in self.arenas.values():
             arena.arena.write_report(report)
         self._control.wake(COORDINATOR)
 
@@ -163,7 +188,7 @@ class Loop:
         if longest_s is not None:
             timeout_s = longest_s if timeout_s is None else min(timeout_s, longest_s)
         self._control.lie_down(self._slot)
-        if self._look(now) or self._control.stopping:
+        if self._look(now) or self._child.has_changes() or self._control.stopping:
             timeout_s = 0.0
         events = self._selector.select(timeout_s)
         self._control.get_up(self._slot)
@@ -215,7 +240,7 @@ class Loop:
     def became_ready(self, broker: Broker) -> None:
         """Count connections after the first."""
         if broker.established > 1:
-            self.arenas[0].count("reconnects")
+            self._count("reconnects")
 
     def answered(self, broker: Broker, answer: Answer, now: int) -> None:
         """Apply a response to the one who asked."""
@@ -232,7 +257,12 @@ class Loop:
             throttle_ms = self.refresher.answered(request, answer.frame, now)
         if throttle_ms:
             broker.mute(throttle_ms, now)
-            self.arenas[0].count("throttle_ms", throttle_ms)
+            self._count("throttle_ms", throttle_ms)
+
+    def _count(self, counter: str, amount: int = 1) -> None:
+        """Count what concerns every producer."""
+        for arena in self.arenas.values():
+            arena.count(counter, amount)
 
     def handed_over(self, request: InFlight, now: int) -> None:
         """Finish the batches of an acks=0 request."""
@@ -248,6 +278,13 @@ class Loop:
             elif isinstance(request.context, MetadataContext):
                 self.refresher.lost(now)
         # With acks=0 a closed connection is the only way to hear that a leader has moved.
-        deaf = any(arena.acks == 0 for arena in self.arenas)
+        deaf = any(arena.acks == 0 for arena in self.arenas.values())
         if (broker.last_error or deaf) and not broker.retired and broker.node >= 0:
             self.refresher.schedule.soon(now)
+
+
+def _batches_of(arena: ArenaBatches, requests: Iterable[InFlight]) -> list[Batch]:
+    """The arena's batches that these requests carry."""
+    contexts = [request.context for request in requests if isinstance(request.context, ProduceContext)]
+    batches = [batch for context in contexts for batch in context.batches.values()]
+    return [batch for batch in batches if batch.queue.source is arena]

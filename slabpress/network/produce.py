@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -64,7 +64,7 @@ class Producing:
     def __init__(
         self,
         settings: NetworkSettings,
-        arenas: list[ArenaBatches],
+        arenas: Mapping[int, ArenaBatches],
         queues: Queues,
         cluster: Cluster,
         backoff: Backoff,
@@ -118,7 +118,7 @@ class Producing:
         chosen: list[Batch] = []
         impossible: list[tuple[Batch, Outcome]] = []
         partitions: set[tuple[str, int]] = set()
-        room = self._settings.max_request_size
+        room = 0
         for batch in self._queues.heads(node):
             if version is None:
                 impossible.append((batch, outcomes.no_common_version(node)))
@@ -132,7 +132,9 @@ class Producing:
             key = (batch.queue.topic, batch.queue.number)
             if key in partitions or (chosen and arena.acks != self._arena(chosen[0]).acks):
                 continue
-            if chosen and batch.size > room:
+            if not chosen:
+                room = arena.max_request_bytes
+            elif batch.size > room:
                 break
             room -= batch.size
             partitions.add(key)
@@ -163,6 +165,8 @@ class Producing:
         paired = self._pair(context, answer)
         stale = leaders_changed = False
         for batch, result in paired:
+            if batch.queue.source.retired:
+                continue
             if outcomes.is_delivered(result):
                 self._finish(batch, outcomes.delivered(result), now)
             elif outcomes.may_retry(result):
@@ -197,12 +201,14 @@ class Producing:
     def handed_over(self, context: ProduceContext, now: int) -> None:
         """With acks=0: all bytes of a request are in the kernel, and that is all there is to know."""
         for batch in context.batches.values():
-            self._finish(batch, Outcome(DELIVERED), now)
+            if not batch.queue.source.retired:
+                self._finish(batch, Outcome(DELIVERED), now)
 
     def lost(self, context: ProduceContext, why: str, now: int) -> None:
         """The socket of a request was closed before its response: its batches are sent again."""
         for batch in context.batches.values():
-            self._try_again(batch, why, now)
+            if not batch.queue.source.retired:
+                self._try_again(batch, why, now)
 
     def _finish(self, batch: Batch, outcome: Outcome, now: int) -> None:
         self._arena(batch).finish(batch, outcome)

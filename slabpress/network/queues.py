@@ -24,6 +24,8 @@ class Source(Protocol):
     """The arena that a batch lives in, as far as its order is concerned."""
 
     number: int
+    retired: bool
+    queues: list[PartitionQueue | None]
 
     def is_ready(self, index: int) -> bool:
         """Whether the batch's state is READY."""
@@ -119,14 +121,14 @@ class Queues:
             no idempotence, because a retry could pass its successor (librdkafka#1092).
 
     Attributes:
-        sendable: for each leader the queues whose head may be sent, in turn.
+        sendable: for each leader and arena number the queues whose head may be sent, in turn.
         leaderless: queues whose head waits for a leader.
         expired: batches whose delivery timeout ended while they were not on the wire, to be reported.
     """
 
     def __init__(self, in_flight_limit: int) -> None:
         self._limit = in_flight_limit
-        self.sendable: dict[int, dict[PartitionQueue, None]] = {}
+        self.sendable: dict[int, dict[int, dict[PartitionQueue, None]]] = {}
         self.leaderless: dict[PartitionQueue, None] = {}
         self.expired: list[Batch] = []
         self._unready: dict[int, dict[int, PartitionQueue]] = {}
@@ -163,14 +165,39 @@ class Queues:
             self._settle(queue, now)
 
     def heads(self, leader: int) -> Iterator[Batch]:
-        """The batches that may be sent to a broker now, in turn."""
-        for queue in self.sendable.get(leader, ()):
-            yield queue.waiting[0]
+        """The batches that may be sent to a broker now: one of each arena, then a second of each, and so on.
+
+        A producer that floods hundreds of topic-partitions gets no more of a request than one with a single one.
+        """
+        turns = [iter(queues) for queues in self.sendable.get(leader, {}).values()]
+        while turns:
+            still = []
+            for queues in turns:
+                queue = next(queues, None)
+                if queue is not None:
+                    still.append(queues)
+                    yield queue.waiting[0]
+            turns = still
+
+    def forget(self, source: Source) -> None:
+        """Let go of everything of an arena; its batches on the wire must not be put back."""
+        for queue in source.queues:
+            if queue is not None:
+                self._withdraw(queue)
+                queue.waiting.clear()
+        self._unready.pop(source.number, None)
+        self.expired = [batch for batch in self.expired if batch.queue.source is not source]
+        for heap in (self._retries, self._expiries):
+            heap[:] = [entry for entry in heap if entry[2].source is not source]
+            heapq.heapify(heap)
 
     def take(self, batch: Batch, now: int) -> None:
-        """Note that a head goes on the wire."""
+        """Note that a head goes on the wire; its arena's next turn comes after all others'."""
         queue = batch.queue
         self._withdraw(queue)
+        sources = {} if queue.leader is None else self.sendable.get(queue.leader, {})
+        if (own := sources.pop(queue.source.number, None)) is not None:
+            sources[queue.source.number] = own
         queue.waiting.popleft()
         queue.in_flight += 1
         if queue.waiting:
@@ -217,9 +244,14 @@ class Queues:
 
     def _withdraw(self, queue: PartitionQueue) -> None:
         self.leaderless.pop(queue, None)
-        if queue.leader is not None and (peers := self.sendable.get(queue.leader)):
-            peers.pop(queue, None)
+        if queue.leader is None or (sources := self.sendable.get(queue.leader)) is None:
+            return
+        peers = sources.get(queue.source.number, {})
+        if queue in peers:
+            del peers[queue]
             if not peers:
+                del sources[queue.source.number]
+            if not sources:
                 del self.sendable[queue.leader]
 
     def _settle(self, queue: PartitionQueue, now: int) -> None:
@@ -253,7 +285,8 @@ class Queues:
         elif queue.leader is None:
             self.leaderless[queue] = None
         else:
-            self.sendable.setdefault(queue.leader, {})[queue] = None
+            sources = self.sendable.setdefault(queue.leader, {})
+            sources.setdefault(queue.source.number, {})[queue] = None
 
     def _push(self, heap: list[tuple[int, int, PartitionQueue]], time_ns: int, queue: PartitionQueue) -> None:
         """At most one entry a queue and heap (``*_armed``); the push number orders equal times."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from slabpress.network.backoff import Backoff
 from slabpress.network.batches import ArenaBatches
 from slabpress.network.broker import Broker
@@ -37,7 +39,7 @@ class Refresher:
 
     def __init__(
         self,
-        arenas: list[ArenaBatches],
+        arenas: Mapping[int, ArenaBatches],
         cluster: Cluster,
         brokers: Brokers,
         queues: Queues,
@@ -47,8 +49,8 @@ class Refresher:
         self._arenas = arenas
         self._brokers = brokers
         self._queues = queues
-        self._wanted: list[dict[str, int]] = [{} for _ in arenas]
-        self._wanted_versions = [0] * len(arenas)
+        self._wanted: dict[int, dict[str, int]] = {}  # by arena number, as of the version of its table
+        self._wanted_versions: dict[int, int] = {}
         self._errors: dict[str, int] = {}
         self.cluster = cluster
         self.schedule = RefreshSchedule(max_age_ms, backoff)
@@ -57,29 +59,34 @@ class Refresher:
     def look(self, now: int) -> bool:
         """See whether the coordinators want something new; whether they did."""
         changed = False
-        for place, arena in enumerate(self._arenas):
+        for number, arena in self._arenas.items():
             version = arena.topics.wanted_version()
-            if version == self._wanted_versions[place]:
+            if version == self._wanted_versions.get(number, 0):
                 continue
             changed = True
-            self._wanted_versions[place] = version
-            before, wanted = self._wanted[place], arena.topics.wanted()
-            self._wanted[place] = wanted
+            self._wanted_versions[number] = version
+            before, wanted = self._wanted.get(number, {}), arena.topics.wanted()
+            self._wanted[number] = wanted
             if wanted.items() - before.items():
                 self.schedule.now(now)
             elif wanted:
                 self.schedule.soon(now)
         return changed
 
+    def forget(self, number: int) -> None:
+        """Ask no more for what an arena wanted."""
+        self._wanted.pop(number, None)
+        self._wanted_versions.pop(number, None)
+
     def _names(self) -> set[str]:
         """Topics that are wanted, or that have batches all the same."""
         names = {
             queue.topic
-            for arena in self._arenas
+            for arena in self._arenas.values()
             for queue in arena.queues
             if queue is not None and (queue.waiting or queue.in_flight)
         }
-        return names.union(*self._wanted)
+        return names.union(*self._wanted.values())
 
     def turn(self, now: int) -> None:
         """Ask, or try to reach somebody to ask, if it is time."""
@@ -109,7 +116,8 @@ class Refresher:
         correlation_id = connection.next_id()
         request = encode_metadata(version, correlation_id, connection.client_id, sorted(names))
         connection.send(request, correlation_id, METADATA, version, MetadataContext(), now)
-        self._arenas[0].count("metadata_requests")
+        for arena in self._arenas.values():
+            arena.count("metadata_requests")
         self.schedule.sent()
         broker.flush(now)
 
@@ -140,15 +148,15 @@ class Refresher:
         """Answer for a topic in every arena that wants it."""
         partitions = len(topic.partitions) if topic.error == 0 else 0
         error = topic.error if topic.error or partitions else _LEADER_NOT_AVAILABLE
-        for arena, wanted in zip(self._arenas, self._wanted, strict=True):
-            index = wanted.get(topic.name)
+        for number, arena in self._arenas.items():
+            index = self._wanted.get(number, {}).get(topic.name)
             if index is not None:
                 arena.topics.set_answer(index, partitions or None, error)
                 self.answered_topics += 1
 
     def route(self, now: int) -> None:
         """Give every queue the leader that is known now."""
-        for arena in self._arenas:
+        for arena in self._arenas.values():
             for queue in arena.queues:
                 if queue is not None:
                     self.route_one(queue, now)

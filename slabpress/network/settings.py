@@ -17,7 +17,6 @@ class NetworkSettings(NamedTuple):
     reconnect_backoff_max_ms: int
     max_in_flight_requests_per_connection: int
     metadata_max_age_ms: int
-    max_request_size: int
     socket_connection_setup_timeout_ms: int
     send_buffer_bytes: int
     connections_max_idle_ms: int

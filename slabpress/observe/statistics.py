@@ -15,6 +15,21 @@ from slabpress.shm.arena import Arena
 from slabpress.shm.states import BATCH_STATES, OUTPUT_STATES, SLAB_STATES
 
 
+class MemoryFigure(NamedTuple):
+    """Planned beside measured bytes of one part.
+
+    Attributes:
+        name: "arena" (all of them), "control block", "network process", "worker 0", ..., "coordinator".
+        planned_bytes: its lines of the plan.
+        measured_bytes: what it takes now, PSS without the arenas where the system tells (else USS); None for the
+            coordinator, whose part of your own process cannot be told from the rest of it.
+    """
+
+    name: str
+    planned_bytes: int
+    measured_bytes: int | None
+
+
 class Statistics(NamedTuple):
     """What a producer has done and holds.
 
@@ -32,9 +47,8 @@ class Statistics(NamedTuple):
         coordinator: the coordinator's counters, by the names in shm/layout.py.
         network: the network process's counters.
         workers: each worker's counters.
-        memory_planned_bytes: the plan's total.
-        memory_measured_bytes: what the arena, the control block and the children take now. The coordinator's part
-            of your own process cannot be told from the rest of it.
+        memory: planned beside measured bytes, of the arenas and of each process; with a ``Pipeline``, of all the
+            producers that share it.
     """
 
     records_accepted: int
@@ -50,8 +64,17 @@ class Statistics(NamedTuple):
     coordinator: Mapping[str, int]
     network: Mapping[str, int]
     workers: tuple[Mapping[str, int], ...]
-    memory_planned_bytes: int
-    memory_measured_bytes: int
+    memory: tuple[MemoryFigure, ...]
+
+    @property
+    def memory_planned_bytes(self) -> int:
+        """The plan's total."""
+        return sum(figure.planned_bytes for figure in self.memory)
+
+    @property
+    def memory_measured_bytes(self) -> int:
+        """What arenas, control block and children take now."""
+        return sum(figure.measured_bytes or 0 for figure in self.memory)
 
 
 class RecordCounts(NamedTuple):
@@ -62,14 +85,16 @@ class RecordCounts(NamedTuple):
     failed: int
 
 
-def read_statistics(arena: Arena, plan: MemoryPlan, records: RecordCounts, measured_bytes: int) -> Statistics:
+def read_statistics(
+    arena: Arena, plan: MemoryPlan, records: RecordCounts, memory: tuple[MemoryFigure, ...]
+) -> Statistics:
     """Read an arena's figures.
 
     Args:
         arena: the arena.
         plan: its plan.
         records: the records' counts.
-        measured_bytes: what the arena and the children take now.
+        memory: planned beside measured.
     """
     coordinator = _counters(arena, at.COORDINATOR_COUNTERS_AT, at.COORDINATOR_COUNTERS)
     network = _counters(arena, at.NETWORK_COUNTERS_AT, at.NETWORK_COUNTERS)
@@ -91,8 +116,7 @@ def read_statistics(arena: Arena, plan: MemoryPlan, records: RecordCounts, measu
         coordinator=coordinator,
         network=network,
         workers=workers,
-        memory_planned_bytes=plan.total_bytes,
-        memory_measured_bytes=measured_bytes,
+        memory=memory,
     )
 
 

@@ -8,17 +8,19 @@ waited for, by id. No signal handler, no waitpid(-1).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
-import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from slabpress.errors import ProcessError
-from slabpress.shm.control import FIRST_WORKER, NETWORK, Control
-from slabpress.shm.handover import ArenaGrant, Grant, open_pidfd, pidfd_of_self
+from slabpress.pipeline.child import ChildProcess, Role
+from slabpress.shm.control import NETWORK, Control
+from slabpress.shm.handover import ArenaGrant, encode_change, pidfd_of_self
 from slabpress.shm.states import PROCESS_RUNNING, PROCESS_STARTING
 
 START_TIMEOUT_S: Final = 30.0
@@ -27,106 +29,24 @@ END_TIMEOUT_S: Final = 5.0
 DEATHS_AT_START_MAX: Final = 3
 # One that dies sooner than this after its start counts as quick: the next ones start with growing pauses.
 QUICK_DEATH_S: Final = 10.0
-_ERROR_TAIL_BYTES: Final = 4096
 _BACKOFF_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0
+# A channel that is full is tried again after this: its reader is stopped, or just starting.
+_CHANNEL_RETRY_S: Final = 0.05
 
-
-class Role(NamedTuple):
-    """What a child is: its module, its settings, and the settings of each arena for it."""
-
-    name: str
-    module: str
-    slot: int
-    settings: dict[str, Any]
-    arenas: list[ArenaGrant]
-
-
-class ChildProcess:
-    """One child and what is known of its life."""
-
-    def __init__(self, role: Role) -> None:
-        self.role = role
-        self.process: subprocess.Popen[bytes] | None = None
-        self.pidfd = -1
-        self.errors_fd = -1
-        self.errors: deque[int] = deque(maxlen=_ERROR_TAIL_BYTES)
-        self.deaths_at_start = 0
-        self.quick_deaths = 0
-        self.started_at = 0.0
-        self.restart_at: float | None = None
-
-    def start(self, control: Control, parent: int) -> None:
-        """Start the process with its grant."""
-        role = self.role
-        grant = Grant(role.slot, control.descriptor, [b.descriptors for b in control.bells], parent, role.settings,
-                      role.arenas)  # fmt: skip
-        setup_read, setup_write = os.pipe()
-        self.errors_fd, errors_write = os.pipe()
-        os.set_blocking(self.errors_fd, False)
-        control.memory.fence()
-        self.restart_at = None
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", role.module, str(setup_read)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors_write,
-                pass_fds=sorted(grant.inherited() | {setup_read}),
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(self.errors_fd)
-            self.errors_fd = -1
-            raise
-        finally:
-            os.close(setup_read)
-            os.close(errors_write)
-            # A grant is a few KB, less than any pipe holds: this does not wait for the child.
-            with contextlib.suppress(BrokenPipeError), os.fdopen(setup_write, "wb") as pipe:
-                pipe.write(grant.encode())
-        try:
-            self.pidfd = open_pidfd(self.process.pid)
-        except BaseException:
-            self.process.kill()  # nobody would hear of its death
-            self.process.wait()
-            raise
-
-    def read_errors(self) -> None:
-        """Keep the tail of what the child writes to its standard error."""
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.errors_fd, 4096):
-                self.errors.extend(data)
-
-    def has_ended(self) -> bool:
-        """Whether the process is gone; reaps it."""
-        return self.process is not None and self.process.poll() is not None
-
-    def describe_end(self) -> str:
-        """How it ended, with the last it said."""
-        code = self.process.returncode if self.process else None
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        if code == -9:
-            how += " (out of memory?)"
-        said = bytes(self.errors).decode(errors="replace").strip()
-        return f"{self.role.name} {how}" + (f"; it said: {said[-800:]}" if said else "")
-
-    def close(self) -> None:
-        """Close this side's descriptors of an ended child."""
-        for descriptor in (self.pidfd, self.errors_fd):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.pidfd = self.errors_fd = -1
-        self.process = None
+logger = logging.getLogger("slabpress")
 
 
 class Supervisor:
-    """All children of one producer.
+    """All children of one set of processes.
+
+    Arenas come and go in the callers' threads, deaths and restarts are the background thread's: ``_lock`` is held
+    for both, so that a child that is just being started is given each arena exactly once.
 
     Args:
         control: the control block.
         roles: the children to run.
-        recover_worker: called with a dead worker's index before another takes its place.
+        recover: called with a dead child's slot before another takes its place.
         clock: monotonic seconds.
     """
 
@@ -134,14 +54,44 @@ class Supervisor:
         self,
         control: Control,
         roles: list[Role],
-        recover_worker: Callable[[int], object],
+        recover: Callable[[int], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._control = control
-        self._recover_worker = recover_worker
+        self._recover = recover
         self._clock = clock
+        self._lock = threading.RLock()
+        self._arenas: dict[int, ArenaGrant] = {}
         self._parent = pidfd_of_self()
         self.children = [ChildProcess(role) for role in roles]
+
+    def add_arena(self, arena: ArenaGrant) -> None:
+        """Have the children serve one arena more, those to be started as well."""
+        with self._lock:
+            self._arenas[arena.number] = arena
+            self._say(encode_change(arena.number, arena.settings), arena.descriptor)
+
+    def remove_arena(self, number: int) -> None:
+        """Have the children let an arena go."""
+        with self._lock:
+            grant = self._arenas.pop(number)
+            for child in self.children:  # its descriptor is about to be closed
+                unsent = [entry for entry in child.outbox if entry[1] != grant.descriptor]
+                child.outbox = deque(unsent)
+            self._say(encode_change(number, None), -1)
+
+    def _say(self, line: bytes, descriptor: int) -> None:
+        for child in self.children:
+            if child.channel is not None:
+                child.outbox.append((line, descriptor))
+        self._tell()
+
+    def _tell(self) -> None:
+        told = [child.role.slot for child in self.children if child.outbox and child.tell()]
+        if told:
+            self._control.count_change()
+        for slot in told:
+            self._control.wake(slot)
 
     def start(self) -> None:
         """Start every child and wait until all of them work.
@@ -150,8 +100,9 @@ class Supervisor:
             ProcessError: one did not start; its last words are in the message. None is left running.
         """
         try:
-            for child in self.children:
-                self._start(child)
+            with self._lock:
+                for child in self.children:
+                    self._start(child)
             self._await_running()
         except BaseException:
             self.kill()
@@ -163,7 +114,7 @@ class Supervisor:
         self._control.get_up(slot)
         self._control.set_state(slot, PROCESS_STARTING)
         child.started_at = self._clock()
-        child.start(self._control, self._parent)
+        child.start(self._control, self._parent, list(self._arenas.values()))
 
     def _restart(self, child: ChildProcess) -> None:
         """Start another in a dead child's place; a shortage of descriptors or memory may pass, so it is tried again."""
@@ -191,10 +142,10 @@ class Supervisor:
             bell.wait(0.2, [child.pidfd for child in waiting if child.pidfd >= 0])
         self._control.get_up(0)
 
-    def pids(self) -> list[int]:
-        """The children's process ids."""
-        processes = [child.process for child in self.children]  # the background thread may bury one meanwhile
-        return [process.pid for process in processes if process is not None]
+    def processes(self) -> list[tuple[str, int]]:
+        """The children's names and process ids."""
+        pairs = [(child.role.name, child.process) for child in self.children]  # one may be buried meanwhile
+        return [(name, process.pid) for name, process in pairs if process is not None]
 
     @property
     def watched(self) -> list[int]:
@@ -202,9 +153,12 @@ class Supervisor:
         pairs = ((child.pidfd, child.errors_fd) for child in self.children)
         return [descriptor for pair in pairs for descriptor in pair if descriptor >= 0]
 
-    def next_restart(self) -> float | None:
-        """When the next dead child is due to be replaced."""
-        return min((c.restart_at for c in self.children if c.restart_at is not None), default=None)
+    def next_time(self) -> float | None:
+        """When a dead child is due to be replaced, or a full channel to be tried again."""
+        times = [child.restart_at for child in self.children if child.restart_at is not None]
+        if any(child.outbox for child in self.children):
+            times.append(self._clock() + _CHANNEL_RETRY_S)
+        return min(times, default=None)
 
     def check(self) -> None:
         """Look after the children: recover from deaths, and replace who is due.
@@ -212,17 +166,17 @@ class Supervisor:
         Raises:
             ProcessError: one keeps dying before it works.
         """
-        for child in self.children:
-            if child.process is not None:
-                child.read_errors()
-                if child.has_ended():
-                    self._bury(child)
-            if child.restart_at is not None and self._clock() >= child.restart_at:
-                self._restart(child)
+        with self._lock:
+            for child in self.children:
+                if child.process is not None:
+                    child.read_errors()
+                    if child.has_ended():
+                        self._bury(child)
+                if child.restart_at is not None and self._clock() >= child.restart_at:
+                    self._restart(child)
+            self._tell()
 
     def _bury(self, child: ChildProcess) -> None:
-        import logging
-
         child.read_errors()
         slot = child.role.slot
         worked = self._control.state(slot) == PROCESS_RUNNING
@@ -233,10 +187,10 @@ class Supervisor:
         child.close()
         if child.deaths_at_start >= DEATHS_AT_START_MAX:
             raise ProcessError(f"{text}: it died {child.deaths_at_start} times before it worked")
-        logging.getLogger("slabpress").warning("%s: starting another", text)
+        logger.warning("%s: starting another", text)
         self._control.get_up(slot)
+        self._recover(slot)
         if slot != NETWORK:
-            self._recover_worker(slot - FIRST_WORKER)
             # What it published last may have rung for nobody, and what it woke up for is still to be done.
             self._control.wake(NETWORK)
             self._control.wake_one_worker()

@@ -117,6 +117,14 @@ class Arena:
         os.close(self.descriptor)
         self.descriptor = -1
 
+    def set_attached(self, slot: int, *, attached: bool) -> None:
+        """Say whether the process of a slot has the arena mapped (that process; of a dead one, the coordinator)."""
+        self.memory.store_u32(at.ATTACHED_AT + 4 * slot, int(attached))
+
+    def attached(self, slots: int) -> list[int]:
+        """Those of the first ``slots`` slots whose processes have the arena mapped; the coordinator never says so."""
+        return [slot for slot in range(slots) if self.memory.load_u32(at.ATTACHED_AT + 4 * slot)]
+
     @property
     def seal_tail(self) -> int:
         """How many batches were ever sealed; entries of the seal ring before this one are valid."""

@@ -1,6 +1,6 @@
 """The control block: one page shared by the coordinator, the network process and the workers.
 
-    line 0            stopping word (coordinator)
+    line 0            stopping word, count of changes to the set of arenas (coordinator)
     line 1 + slot     one line for each process, written by that process alone: state, sleeping, pid
 
 Slots: 0 the coordinator, 1 the network process, 2.. the workers. It belongs to the set of processes, not to an
@@ -23,6 +23,7 @@ NETWORK: Final = 1
 FIRST_WORKER: Final = 2
 
 _STOPPING_AT: Final = 0
+_CHANGES_AT: Final = 4
 _STATE: Final = 0
 _SLEEPING: Final = 4
 _PID: Final = 8
@@ -86,6 +87,14 @@ class Control:
         self.memory.store_u32(_STOPPING_AT, 1)
         for bell in self.bells[NETWORK:]:
             bell.ring()
+
+    def changes(self) -> int:
+        """Counts what was said to the children about arenas: a child looks at its channel when it has changed."""
+        return self.memory.load_u32(_CHANGES_AT)
+
+    def count_change(self) -> None:
+        """Something was said to the children (coordinator, after it was said)."""
+        self.memory.store_u32(_CHANGES_AT, (self.changes() + 1) & 0xFFFF_FFFF)
 
     def is_sleeping(self, slot: int) -> bool:
         """Whether the process said that it sleeps."""

@@ -1,8 +1,9 @@
-"""What a child is given at birth: inherited descriptors, and settings through a pipe.
+"""What a child is given: at birth through a pipe, and later, arena by arena, through a channel.
 
 Children start as ``python -P -m slabpress.workers SETUP_FD`` (law 11): never through the user's ``__main__``,
 nothing secret in argv or the environment. The setup pipe carries one JSON object that names the inherited
-descriptors and holds the settings.
+descriptors and holds the settings. The channel is a Unix socket on which the coordinator adds arenas, each with its
+descriptor (SCM_RIGHTS), and takes them away; one JSON object a line.
 """
 
 from __future__ import annotations
@@ -12,28 +13,46 @@ import json
 import os
 import select
 import signal
-from typing import Any, NamedTuple
+import socket
+from collections import deque
+from typing import Any, Final, NamedTuple
 
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import Control
+from slabpress.shm.control import COORDINATOR, Control
 from slabpress.shm.doorbell import Doorbell
 from slabpress.shm.states import PROCESS_RUNNING
 
+# More descriptors than the kernel passes in one message (SCM_MAX_FD is 253).
+_DESCRIPTORS_AT_ONCE: Final = 256
+_CHANNEL_READ_BYTES: Final = 64 * 1024
+
 
 class ArenaGrant(NamedTuple):
-    """An arena that a child serves: its descriptor, and its producer's settings."""
+    """An arena that a child serves: its number in this set of processes, its descriptor, its producer's settings."""
 
+    number: int
     descriptor: int
     settings: dict[str, Any]
 
 
 class Grant(NamedTuple):
-    """Everything a child is given. ``parent`` is a pidfd of the coordinator, or -1 where there are none."""
+    """Everything a child is given at birth.
+
+    Attributes:
+        slot: its place in the control block.
+        control: the control block's descriptor.
+        bells: (read, write) descriptors of everybody's doorbells.
+        parent: a pidfd of the coordinator, or -1 where there are none.
+        channel: the child's end of its channel, or -1 for one that serves what it is given at birth.
+        settings: of its role.
+        arenas: those there are.
+    """
 
     slot: int
     control: int
     bells: list[tuple[int, int]]
     parent: int
+    channel: int
     settings: dict[str, Any]
     arenas: list[ArenaGrant]
 
@@ -41,8 +60,7 @@ class Grant(NamedTuple):
         """Every descriptor that the child must inherit."""
         descriptors = {self.control, *(arena.descriptor for arena in self.arenas)}
         descriptors.update(end for bell in self.bells for end in bell)
-        if self.parent >= 0:
-            descriptors.add(self.parent)
+        descriptors.update(end for end in (self.parent, self.channel) if end >= 0)
         return descriptors
 
     def encode(self) -> bytes:
@@ -52,15 +70,68 @@ class Grant(NamedTuple):
 
 def decode_grant(data: bytes) -> Grant:
     """The inverse of ``Grant.encode``."""
-    slot, control, bells, parent, settings, arenas = json.loads(data)
+    slot, control, bells, parent, channel, settings, arenas = json.loads(data)
     return Grant(
         slot,
         control,
         [(read, write) for read, write in bells],
         parent,
+        channel,
         settings,
-        [ArenaGrant(descriptor, own) for descriptor, own in arenas],
+        [ArenaGrant(*arena) for arena in arenas],
     )
+
+
+class Change(NamedTuple):
+    """One change to the set of arenas: ``arena`` is None where ``number`` is to be let go."""
+
+    number: int
+    arena: Arena | None
+    settings: dict[str, Any]
+
+
+def encode_change(number: int, settings: dict[str, Any] | None) -> bytes:
+    """One line of a channel: an arena that comes with its producer's settings, or goes with None."""
+    return json.dumps([number, settings]).encode() + b"\n"
+
+
+class Channel:
+    """A child's end of its channel."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.setblocking(False)  # noqa: FBT003 - its only argument is positional
+        self._descriptors: deque[int] = deque()
+        self._begun = b""
+
+    def take(self) -> list[Change]:
+        """The changes that have come in; a new arena is attached."""
+        lines = self._read().split(b"\n")
+        self._begun = lines.pop()
+        return [self._change(line) for line in lines]
+
+    def _read(self) -> bytes:
+        # A descriptor comes with its line's first byte, so it is here when the line's end is.
+        data = self._begun
+        while True:
+            try:
+                more, descriptors, _, _ = socket.recv_fds(self._socket, _CHANNEL_READ_BYTES, _DESCRIPTORS_AT_ONCE)
+            except BlockingIOError:
+                return data
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument is positional
+            self._descriptors.extend(descriptors)
+            data += more
+            if not more:
+                return data  # the coordinator is gone, which its pidfd tells as well
+
+    def _change(self, line: bytes) -> Change:
+        number, settings = json.loads(line)
+        if settings is None:
+            return Change(number, None, {})
+        if not self._descriptors:
+            raise OSError(errno.EMFILE, f"arena {number} came without its descriptor: too many open files")
+        return Change(number, Arena.attach(self._descriptors.popleft()), settings)
 
 
 class Child:
@@ -69,17 +140,18 @@ class Child:
     Attributes:
         slot: this process's slot in the control block.
         control: the control block.
-        arenas: (arena, its producer's settings), one entry until several producers share the processes.
         settings: the settings of this role.
     """
 
     def __init__(self, grant: Grant) -> None:
         self.slot = grant.slot
         self.control = Control(grant.control, [Doorbell(read, write) for read, write in grant.bells])
-        self.arenas = [(Arena.attach(arena.descriptor), arena.settings) for arena in grant.arenas]
         self.settings = grant.settings
         self.parent = grant.parent
         self._parent_id = os.getppid()
+        self._channel = Channel(grant.channel) if grant.channel >= 0 else None
+        self._changes_seen = -1  # so that what was said while this process started is read
+        self._given = [Change(number, Arena.attach(file), own) for number, file, own in grant.arenas]
 
     @classmethod
     def receive(cls, argv: list[str]) -> Child:
@@ -96,10 +168,33 @@ class Child:
             grant = decode_grant(pipe.read())
         return cls(grant)
 
+    def changes(self) -> list[Change]:
+        """What has changed in the set of arenas since the last call; at first, those given at birth."""
+        given, self._given = self._given, []
+        seen = self.control.changes()
+        # Nothing but a word is looked at while nothing changes: a busy worker asks before every batch.
+        if seen != self._changes_seen:
+            self._changes_seen = seen
+            given += self._channel.take() if self._channel is not None else []
+        for change in given:
+            if change.arena is not None:
+                change.arena.set_attached(self.slot, attached=True)
+        return given
+
+    def has_changes(self) -> bool:
+        """Whether ``changes`` may have something to give."""
+        return bool(self._given) or self.control.changes() != self._changes_seen
+
+    def let_go(self, arena: Arena) -> None:
+        """Unmap an arena, and say so; nothing may use it, or a view of it, any more."""
+        arena.set_attached(self.slot, attached=False)
+        arena.close()
+        self.control.wake(COORDINATOR)
+
     def running(self) -> None:
         """Tell the coordinator that this process works."""
         self.control.set_state(self.slot, PROCESS_RUNNING)
-        self.control.bells[0].ring()
+        self.control.bells[COORDINATOR].ring()
 
     @property
     def watched(self) -> list[int]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 MAGIC: Final = 0x534C_4142_5052_4553  # "SLABPRES"
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 PAGE_BYTES: Final = 4096
 LINE_BYTES: Final = 64
 
@@ -50,7 +50,10 @@ WORKERS_MAX: Final = 64
 # The network process's account of the bootstrap servers, as UTF-8 text.
 REPORT_AT: Final = WORKER_COUNTERS_AT + WORKERS_MAX * LINE_BYTES
 REPORT_BYTES: Final = 1024
-HEADER_BYTES: Final = -(-(REPORT_AT + REPORT_BYTES) // PAGE_BYTES) * PAGE_BYTES
+# u32 for each slot of the control block: 1 while that process has the arena mapped, written by that process.
+ATTACHED_AT: Final = REPORT_AT + REPORT_BYTES
+ATTACHED_SLOTS: Final = 2 + WORKERS_MAX
+HEADER_BYTES: Final = -(-(ATTACHED_AT + 4 * ATTACHED_SLOTS) // PAGE_BYTES) * PAGE_BYTES
 
 COORDINATOR_COUNTERS: Final = ("records", "record_bytes", "batches_sealed", "room_waits")
 NETWORK_COUNTERS: Final = (

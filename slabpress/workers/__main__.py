@@ -10,32 +10,62 @@ import sys
 
 from slabpress.shm.control import FIRST_WORKER
 from slabpress.shm.handover import Child
+from slabpress.workers.codecs import CodecCache
 from slabpress.workers.compressor import Compressor
+
+
+class Worker:
+    """The compressors of one worker process, one an arena.
+
+    Args:
+        child: what the process was given.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._codecs = CodecCache()
+        self.compressors: dict[int, Compressor] = {}
+
+    def follow_changes(self) -> None:
+        """Take on arenas that were added, let go those that were taken away."""
+        for change in self._child.changes():
+            if change.arena is not None:
+                index = self._child.slot - FIRST_WORKER
+                codec = self._codecs.get(change.settings)
+                self.compressors[change.number] = Compressor(change.arena, codec, index, self._child.control)
+            elif (gone := self.compressors.pop(change.number, None)) is not None:
+                self._child.let_go(gone.arena)
+                self._codecs.keep_only([compressor.codec for compressor in self.compressors.values()])
+
+    def work(self) -> bool:
+        """Compress one batch of every arena that has one; whether there was any."""
+        worked = [compressor.work() for compressor in self.compressors.values()]  # every arena's turn, not up to one's
+        return any(worked)
+
+    def sleep(self) -> bool:
+        """Wait for the doorbell; False when the coordinator is gone."""
+        child, control, slot = self._child, self._child.control, self._child.slot
+        control.lie_down(slot)
+        try:
+            has_work = any(compressor.admission.has_work() for compressor in self.compressors.values())
+            if not has_work and not child.has_changes() and not control.stopping:
+                control.bells[slot].wait(child.idle_timeout_s, child.watched)
+        finally:
+            control.get_up(slot)
+        return not child.parent_is_gone()
 
 
 def main(argv: list[str]) -> int:
     """Compress until the coordinator says stop or is gone."""
     child = Child.receive(argv)
-    worker = child.slot - FIRST_WORKER
-    compressors = [Compressor(arena, settings, worker, child.control) for arena, settings in child.arenas]
+    worker = Worker(child)
+    worker.follow_changes()
     child.running()
     while not child.control.stopping:
-        worked = [compressor.work() for compressor in compressors]  # every arena's turn before any's second
-        if not any(worked) and not sleep(child, compressors):
+        worker.follow_changes()
+        if not worker.work() and not worker.sleep():
             break
     return 0
-
-
-def sleep(child: Child, compressors: list[Compressor]) -> bool:
-    """Wait for the doorbell; False when the coordinator is gone."""
-    control, slot = child.control, child.slot
-    control.lie_down(slot)
-    try:
-        if not any(compressor.admission.has_work() for compressor in compressors) and not control.stopping:
-            control.bells[slot].wait(child.idle_timeout_s, child.watched)
-    finally:
-        control.get_up(slot)
-    return not child.parent_is_gone()
 
 
 if __name__ == "__main__":

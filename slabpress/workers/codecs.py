@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from slabpress.codec_memory import BLOCK_BYTES, LZ4_FAST_LEVEL, SNAPPY_BLOCK_BOUND, level_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 NOT_SMALLER = -1  # the batch is to be sent uncompressed (law 5)
 
@@ -57,6 +57,26 @@ def make_codec(compression_type: str, level: int | None, scratch_bytes: int) -> 
     if compression_type == "zstd":
         return ZstdCodec(resolved, scratch_bytes)
     return NoneCodec()
+
+
+class CodecCache:
+    """The codecs of one worker: producers with the same codec share one, and its workspace."""
+
+    def __init__(self) -> None:
+        self._codecs: dict[tuple[str, int | None, int], Codec] = {}
+
+    def get(self, settings: Mapping[str, Any]) -> Codec:
+        """Returns the codec for a producer's settings, made for the next power of two of its largest batch."""
+        scratch_bytes = max(BLOCK_BYTES, 1 << (settings["largest_batch_bytes"] - 1).bit_length())
+        key = settings["compression_type"], settings["compression_level"], scratch_bytes
+        if key not in self._codecs:
+            self._codecs[key] = make_codec(*key)
+        return self._codecs[key]
+
+    def keep_only(self, codecs: Iterable[Codec]) -> None:
+        """Drops those that no producer uses any more."""
+        kept = {id(codec) for codec in codecs}
+        self._codecs = {key: codec for key, codec in self._codecs.items() if id(codec) in kept}
 
 
 class NoneCodec:

@@ -11,7 +11,7 @@ A kill between any two of these steps leaves what ``shm/admission.py`` knows how
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
 
 from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
@@ -19,7 +19,7 @@ from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
 from slabpress.shm.descriptors import Descriptors, Output
 from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
-from slabpress.workers.codecs import NOT_SMALLER, make_codec
+from slabpress.workers.codecs import NOT_SMALLER, Codec
 
 CODEC_NONE: Final = 0
 DEATHS_MAX: Final = 2
@@ -30,19 +30,17 @@ class Compressor:
 
     Args:
         arena: the arena.
-        settings: its producer's ``compression_type``, ``compression_level`` and ``largest_batch_bytes``.
+        codec: its producer's codec, which arenas with the same settings share: one batch is compressed at a time.
         worker: this worker's index, from 0.
         control: whom to wake.
     """
 
-    def __init__(self, arena: Arena, settings: dict[str, Any], worker: int, control: Control) -> None:
-        self._arena = arena
+    def __init__(self, arena: Arena, codec: Codec, worker: int, control: Control) -> None:
+        self.arena = arena
+        self.codec = codec
         self._control = control
         self._descriptors = Descriptors(arena)
         self.admission = Admission(arena, worker)
-        self._codec = make_codec(
-            settings["compression_type"], settings["compression_level"], settings["largest_batch_bytes"]
-        )
         self._counters = at.WORKER_COUNTERS_AT + worker * at.LINE_BYTES
 
     def work(self) -> bool:
@@ -59,7 +57,7 @@ class Compressor:
 
     def _compress(self, index: int) -> None:
         started_ns = time.monotonic_ns()
-        arena = self._arena
+        arena = self.arena
         batch = self._descriptors.sealed(index)
         output = self._descriptors.output(index)
         chunks = arena.slabs.views(batch.first_slab, batch.raw_bytes)
@@ -69,8 +67,8 @@ class Compressor:
         buffers = arena.outputs.views(output.first_output, room)
         # A batch that kills one worker after the other is sent as it is: law 5 lets any batch go uncompressed.
         deadly = self._descriptors.deaths(index) >= DEATHS_MAX
-        payload_bytes = NOT_SMALLER if deadly else self._codec.compress(chunks, batch.raw_bytes, buffers)
-        codec = self._codec.id
+        payload_bytes = NOT_SMALLER if deadly else self.codec.compress(chunks, batch.raw_bytes, buffers)
+        codec = self.codec.id
         if payload_bytes < 0:
             payload_bytes, codec = batch.raw_bytes, CODEC_NONE
             copy_stream(chunks, buffers)
@@ -80,7 +78,7 @@ class Compressor:
 
     def _publish(self, index: int) -> None:
         """Give the batch to the network process, and what it no longer needs back to everybody."""
-        arena = self._arena
+        arena = self.arena
         output = self._descriptors.output(index)
         first_slab = self._descriptors.sealed(index).first_slab
         arena.outputs.trim(output.first_output, output.output_count)
@@ -92,7 +90,7 @@ class Compressor:
             self._control.wake(COORDINATOR)
 
     def _count(self, raw_bytes: int, payload_bytes: int, busy_us: int) -> None:
-        add = self._arena.memory.add_u64
+        add = self.arena.memory.add_u64
         sent_raw = int(payload_bytes == raw_bytes)
         for place, amount in enumerate((1, raw_bytes, payload_bytes, busy_us, sent_raw)):
             add(self._counters + 8 * place, amount)

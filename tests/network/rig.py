@@ -51,12 +51,11 @@ SETTINGS: Final[dict[str, Any]] = {
     "reconnect_backoff_max_ms": 200,
     "max_in_flight_requests_per_connection": 5,
     "metadata_max_age_ms": 300_000,
-    "max_request_size": 1_048_576,
     "socket_connection_setup_timeout_ms": 5_000,
     "send_buffer_bytes": -1,
     "connections_max_idle_ms": 540_000,
 }
-DELIVERY: Final[dict[str, Any]] = {"acks": -1, "delivery_timeout_ms": 30_000}
+DELIVERY: Final[dict[str, Any]] = {"acks": -1, "delivery_timeout_ms": 30_000, "max_request_size": 1_048_576}
 DEADLINE_S: Final = 20.0
 OLD_TIMESTAMP_MS: Final = 1_700_000_000_000
 
@@ -134,8 +133,9 @@ class Rig:
             self.control.descriptor,
             [bell.descriptors for bell in self.control.bells],
             self._parent,
+            -1,
             self._settings,
-            [ArenaGrant(self.arena.descriptor, self._delivery)],
+            [ArenaGrant(0, self.arena.descriptor, self._delivery)],
         )
         read, write = os.pipe()
         try:

@@ -84,7 +84,7 @@ def test_batch_bytes_are_those_of_the_reference(fake: FakeBroker) -> None:
 
 
 def test_one_request_carries_several_partitions_but_not_more_than_the_limit(fake: FakeBroker) -> None:
-    with Rig(fake.address, settings={"max_request_size": 30_000}, start=False) as rig:
+    with Rig(fake.address, delivery={"max_request_size": 30_000}, start=False) as rig:
         sealed = [rig.send("t", partition, b"x" * 12_000) for partition in range(4)]
         rig.start()
         for index in sealed:
@@ -94,7 +94,7 @@ def test_one_request_carries_several_partitions_but_not_more_than_the_limit(fake
 
 
 def test_a_batch_over_the_request_limit_goes_alone(fake: FakeBroker) -> None:
-    with Rig(fake.address, settings={"max_request_size": 1000}) as rig:
+    with Rig(fake.address, delivery={"max_request_size": 1000}) as rig:
         rig.know("t")
         assert rig.result(rig.send("t", 0, b"x" * 5_000)).code == 0
 
@@ -628,7 +628,9 @@ def test_a_slow_reader_gets_large_requests_in_pieces(fake: FakeBroker) -> None:
     """The kernel takes a part at a time; the parts of several batches arrive whole and in order."""
     with (
         Proxy("127.0.0.1", fake.port) as proxy,
-        Rig(proxy.address, slabs=200, settings={"send_buffer_bytes": 4096, "max_request_size": 3_000_000}) as rig,
+        Rig(
+            proxy.address, slabs=200, delivery={"max_request_size": 3_000_000}, settings={"send_buffer_bytes": 4096}
+        ) as rig,
     ):
         fake.advertised = proxy.port
         rig.know("t")

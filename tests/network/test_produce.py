@@ -17,7 +17,7 @@ from slabpress.network.queues import Queues
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.wire import BrokerAddress, MetadataAnswer, PartitionLeader, TopicMetadata, WireError
 from slabpress.shm.states import DONE, IN_FLIGHT, READY
-from tests.network.rig import SETTINGS, Rig
+from tests.network.rig import DELIVERY, SETTINGS, Rig
 
 NODE = 1
 SECOND = 1_000_000_000
@@ -28,10 +28,10 @@ class Bench:
 
     def __init__(self, rigs: list[Rig], acks: tuple[int, int]) -> None:
         self.rigs = rigs
-        self.arenas = [
-            ArenaBatches(number, rig.arena, {"acks": acks[number], "delivery_timeout_ms": 60_000})
+        self.arenas = {
+            number: ArenaBatches(number, rig.arena, {**DELIVERY, "acks": acks[number], "delivery_timeout_ms": 60_000})
             for number, rig in enumerate(rigs)
-        ]
+        }
         self.queues = Queues(1)
         self.cluster = Cluster()
         self.cluster.update(

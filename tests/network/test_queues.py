@@ -16,6 +16,8 @@ class FakeSource:
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
+        self.retired = False
+        self.queues: list[PartitionQueue | None] = []
         self.finished: set[int] = set()
 
     def is_ready(self, index: int) -> bool:
@@ -29,6 +31,7 @@ class Bench:
         self.queues = Queues(limit)
         self.source = FakeSource()
         self.partitions = [PartitionQueue(self.source, "t", number) for number in range(partitions)]
+        self.source.queues.extend(self.partitions)
         self.sealed = 0
 
     def seal(self, partition: int = 0, *, ready: bool = True, deadline: int = FAR, now: int = 0) -> Batch:
@@ -238,7 +241,9 @@ class QueuesMachine(RuleBasedStateMachine):
     def every_queue_is_in_one_place(self) -> None:
         queues = self.bench.queues
         for queue in self.bench.partitions:
-            places = [queue in peers for peers in queues.sendable.values()].count(True)
+            peers = [peers for sources in queues.sendable.values() for peers in sources.values()]
+            places = [queue in own for own in peers].count(True)
+            assert all(peers), "an arena without a queue must not be kept"
             places += queue in queues.leaderless
             head = queue.waiting[0] if queue.waiting else None
             free = head is not None and head.ready and not queue.in_flight

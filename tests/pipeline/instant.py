@@ -23,9 +23,9 @@ from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery,
 from slabpress.pipeline.coordinator import Coordinator
 from slabpress.pipeline.many import send_many
 from slabpress.pipeline.sender import Sender
-from slabpress.pipeline.supervisor import Role
+from slabpress.pipeline.session import Session
 from slabpress.pipeline.topics import Topic, TopicRegistry
-from slabpress.plan import plan_memory
+from slabpress.plan import plan_memory, process_lines
 from slabpress.producer import Producer
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
@@ -212,16 +212,16 @@ class InstantThread:
 class InstantProducer(Producer):
     """A producer without children: the public face over the instant pipeline."""
 
-    def _roles(self, arena: int) -> list[Role]:
-        del arena  # nobody inherits it
-        return []
+    @staticmethod
+    def _processes(config: Config) -> Coordinator:
+        return Coordinator([], config.workers, process_lines(config.workers))
 
 
 class Rig:
     """A producer whose children are one thread of this process.
 
     Attributes:
-        producer, coordinator, sender, pipeline, thread: what tests look at.
+        producer, coordinator, session, sender, pipeline, thread: what tests look at.
     """
 
     def __init__(
@@ -229,11 +229,12 @@ class Rig:
     ) -> None:
         self.producer = InstantProducer("nowhere:9092", on_delivery=on_delivery, **(SMALL | settings))
         self.coordinator: Coordinator = self.producer._coordinator
-        self.sender = self.coordinator.sender
+        self.session: Session = self.producer._session
+        self.sender = self.session.sender
         self.send = self.producer.send
         self.send_many = self.producer.send_many
         self.pipeline = InstantPipeline(
-            self.coordinator.arena, self.coordinator.control, {"t": 3} if topics is None else topics
+            self.session.arena, self.coordinator.control, {"t": 3} if topics is None else topics
         )
         self.thread = InstantThread(self.pipeline)
         self._closed = False
@@ -260,13 +261,13 @@ class Rig:
 
     def pending(self) -> int:
         """Records without a result."""
-        with self.coordinator.lock:
-            batches = self.coordinator.accumulator.unfinished()
+        with self.session.lock:
+            batches = self.session.accumulator.unfinished()
         return sum(batch.records for batch in batches if batch.outcome is None)
 
     def check_all_free(self) -> None:
         """Law 2, at rest: everything is free again."""
-        arena = self.coordinator.arena
+        arena = self.session.arena
         assert arena.batch_states.tally(1) == [arena.geometry.batch_count]
         assert arena.slabs.count_free() == arena.geometry.slab_count
         assert arena.outputs.count_free() == arena.geometry.output_count

@@ -49,7 +49,7 @@ def test_every_threads_records_keep_their_order_in_each_partition(keyed: bool) -
         for records in arrived.values():
             assert records == sorted(records), "a thread's records changed places"
         rig.check_all_free()
-        memory = rig.coordinator.arena.memory
+        memory = rig.session.arena.memory
         assert memory.load_u64(at.COORDINATOR_COUNTERS_AT) == THREADS * EACH
 
 
@@ -267,8 +267,8 @@ def test_an_outcome_is_set_once_even_if_the_result_comes_after_the_failure(
         rig.send("t", b"v").result(WATCHDOG_S)
         rig.thread.hold()
         handle = rig.send("t", b"v")
-        with rig.coordinator.lock:
-            rig.coordinator.accumulator.seal_all()
+        with rig.session.lock:
+            rig.session.accumulator.seal_all()
         supervisor: Any = rig.coordinator._supervisor
 
         def check() -> None:
@@ -279,7 +279,7 @@ def test_an_outcome_is_set_once_even_if_the_result_comes_after_the_failure(
         error = handle.exception(WATCHDOG_S)
         assert error is not None
         descriptor = handle._batch.descriptor
-        arena = rig.coordinator.arena
+        arena = rig.session.arena
         Descriptors(arena).set_result(descriptor, Result(0, -1, 5, -1, retriable=False, text=""))
         arena.batch_states.store(descriptor, DONE)
         rig.close()
@@ -323,7 +323,7 @@ def test_a_callback_that_outlives_close_fails_in_nobodys_face(monkeypatch: pytes
         with contextlib.suppress(FlushTimeoutError):  # its record was delivered, only its callback was not done
             rig.close(0.01)
         leave.set()
-        thread = rig.coordinator._reporter._thread
+        thread = rig.session._reporter._thread
         assert thread is not None
         thread.join(WATCHDOG_S)
 
@@ -332,7 +332,7 @@ def test_a_callback_given_to_send_runs_on_the_callback_thread_even_if_delivery_i
     names: list[str] = []
     with Rig() as rig:
         rig.send("t", b"v").result(WATCHDOG_S)
-        watch = rig.coordinator.watch
+        watch = rig.session.watch
         start = watch.start_callbacks
 
         def start_late() -> None:
@@ -361,7 +361,7 @@ def test_an_answer_that_comes_just_before_the_coordinator_lies_down_is_not_slept
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Rig({"t": 1}) as rig:
-        control, table = rig.coordinator.control, TopicTable(rig.coordinator.arena)
+        control, table = rig.coordinator.control, TopicTable(rig.session.arena)
         lie_down = control.lie_down
 
         def answer_and_lie_down(slot: int) -> None:

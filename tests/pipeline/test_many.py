@@ -127,7 +127,7 @@ def test_without_room_the_error_counts_what_was_accepted() -> None:
         with pytest.raises(BufferFullError) as caught:
             rig.send_many("t", values)
         accepted = caught.value.accepted
-        assert rig.coordinator.arena.geometry.slab_count // 2 <= accepted < 500
+        assert rig.session.arena.geometry.slab_count // 2 <= accepted < 500
         rig.thread.resume()
         rig.flush()
         assert rig.pipeline.values("t", 0)[1:] == values[:accepted]

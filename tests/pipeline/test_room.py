@@ -131,7 +131,7 @@ def test_a_full_arena_refuses_and_forgets_and_takes_again_after_the_outage() -> 
             rig.thread.hold()
             numbers = iter(range(10_000))
             accepted = _fill(partial(_send_numbered, rig, numbers))
-            assert accepted >= rig.coordinator.arena.geometry.slab_count // 2
+            assert accepted >= rig.session.arena.geometry.slab_count // 2
             rig.pipeline.batches.clear()
             rig.thread.resume()
             rig.flush()
@@ -145,7 +145,7 @@ def test_a_send_that_waits_is_served_when_room_comes_and_nothing_overtakes_it() 
     with Rig(max_block_ms=60_000) as rig:
         rig.send("t", b"first").result(WATCHDOG_S)
         rig.thread.hold()
-        slabs = rig.coordinator.arena.slabs
+        slabs = rig.session.arena.slabs
         while slabs.count_free() > 4:
             rig.send("t", b"f" * 900, partition=0)
         value = b"L" * (rig.producer.plan.largest_record_bytes * 3 // 4)
@@ -182,7 +182,7 @@ def _behind_a_large_record(rig: Rig) -> threading.Thread:
         rig.send(topic, b"first")
     rig.flush()
     rig.thread.hold()
-    slabs = rig.coordinator.arena.slabs
+    slabs = rig.session.arena.slabs
     while slabs.count_free() > 3:  # most of them sealed, so that pressure seals nothing
         rig.send("t", b"f" * 900)
     rig.send("u", b"before")
@@ -198,7 +198,7 @@ def test_who_takes_no_slab_that_is_waited_for_may_go_on_and_nobody_else() -> Non
         large = _behind_a_large_record(rig)
         lane = rig.sender.fast_lane
         assert lane.append("u", b"fits", None, None, None, None) is not None
-        assert rig.coordinator.arena.slabs.count_free() > 0
+        assert rig.session.arena.slabs.count_free() > 0
         assert lane.append("u", b"x" * 1000, None, None, None, None) is None, "it needs a slab"
         small = threading.Thread(target=lambda: rig.send("u", b"x" * 1000))
         small.start()
@@ -288,8 +288,8 @@ def test_slow_callbacks_hold_descriptors_and_become_back_pressure() -> None:
                 until(lambda: rig.pending() == 0)  # so that each record has a batch of its own
 
             accepted = _fill(send_alone)
-            assert accepted == rig.coordinator.arena.geometry.batch_count
-            assert rig.coordinator.arena.slabs.count_free() == rig.coordinator.arena.geometry.slab_count
+            assert accepted == rig.session.arena.geometry.batch_count
+            assert rig.session.arena.slabs.count_free() == rig.session.arena.geometry.slab_count
         finally:
             leave.set()
         rig.flush()

@@ -34,6 +34,7 @@ from slabpress.shm.states import (
     STATE_MASK,
     owned,
 )
+from slabpress.workers.codecs import make_codec
 from slabpress.workers.compressor import Compressor
 from tests.shm.faults import Killed, Life, make_mortal
 from tests.shm.kit import CHILD_TIMEOUT_S, PROJECT, SealingCoordinator, deliver, publish_raw, small_arena
@@ -244,12 +245,8 @@ class _Scene:
         self.delivered: dict[int, tuple[bytes, int]] = {}
 
     def compressor(self, worker: int, life: Life | None = None) -> Compressor:
-        settings = {
-            "compression_type": self.compression_type,
-            "compression_level": None,
-            "largest_batch_bytes": 1024,
-        }
-        made = Compressor(self.arena, settings, worker, self.control)
+        codec = make_codec(self.compression_type, None, 1024)
+        made = Compressor(self.arena, codec, worker, self.control)
         if life is not None:
             make_mortal(made, self.arena, life)
             make_mortal(made.admission, self.arena, life)
@@ -459,16 +456,16 @@ _WORKER = """
 import sys
 from slabpress.shm.handover import Grant, Child, ArenaGrant
 from slabpress.shm.control import FIRST_WORKER
-from slabpress.workers.__main__ import sleep
-from slabpress.workers.compressor import Compressor
+from slabpress.workers.__main__ import Worker
 arena, control, parent, worker, *ends = map(int, sys.argv[1:])
 bells = list(zip(ends[::2], ends[1::2]))
-child = Child(Grant(FIRST_WORKER + worker, control, bells, parent, {}, [ArenaGrant(arena, {})]))
 settings = {"compression_type": "gzip", "compression_level": 1, "largest_batch_bytes": 4096}
-compressor = Compressor(child.arenas[0][0], settings, worker, child.control)
+child = Child(Grant(FIRST_WORKER + worker, control, bells, parent, -1, {}, [ArenaGrant(0, arena, settings)]))
+worker = Worker(child)
+worker.follow_changes()
 child.running()
 while not child.control.stopping:
-    if not compressor.work() and not sleep(child, [compressor]):
+    if not worker.work() and not worker.sleep():
         break
 """
 

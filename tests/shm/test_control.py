@@ -239,10 +239,10 @@ def test_no_wake_up_is_lost_in_many_handovers(
 
 
 def test_a_grant_comes_back_from_its_json() -> None:
-    grant = Grant(3, 7, [(8, 9), (10, 10)], 11, {"a": [1, None], "ü": True}, [ArenaGrant(12, {"b": "c"})])
+    grant = Grant(3, 7, [(8, 9), (10, 10)], 11, 13, {"a": [1, None], "ü": True}, [ArenaGrant(5, 12, {"b": "c"})])
     assert decode_grant(grant.encode()) == grant
-    assert grant.inherited() == {7, 8, 9, 10, 11, 12}
-    assert grant._replace(parent=-1).inherited() == {7, 8, 9, 10, 12}
+    assert grant.inherited() == {7, 8, 9, 10, 11, 12, 13}
+    assert grant._replace(parent=-1, channel=-1).inherited() == {7, 8, 9, 10, 12}
 
 
 _CHILD = """
@@ -251,7 +251,8 @@ from slabpress.shm.handover import Child
 child = Child.receive(["", sys.argv[1]])
 assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 assert not child.must_end()
-(arena, settings), = child.arenas
+(number, arena, settings), = child.changes()
+assert number == 4 and arena.attached(8) == [child.slot] and not child.has_changes()
 assert child.settings == {"role": 1} and settings == {"arena": 2}
 assert arena.batch_states.load(0) == 5
 child.running()
@@ -266,8 +267,8 @@ def test_a_child_attaches_says_that_it_runs_and_ends_when_told_to() -> None:
     with small_arena() as arena:
         arena.batch_states.store(0, 5)
         bells = [bell.descriptors for bell in control.bells]
-        arenas = [ArenaGrant(arena.descriptor, {"arena": 2})]
-        grant = Grant(FIRST_WORKER, control.descriptor, bells, parent, {"role": 1}, arenas)
+        arenas = [ArenaGrant(4, arena.descriptor, {"arena": 2})]
+        grant = Grant(FIRST_WORKER, control.descriptor, bells, parent, -1, {"role": 1}, arenas)
         reader, writer = os.pipe()
         os.write(writer, grant.encode())
         os.close(writer)
@@ -294,7 +295,7 @@ sys.path.insert(0, "")
 from slabpress.shm.control import Control
 from slabpress.shm.handover import Child, Grant, pidfd_of_self
 control = Control.create(0)
-grant = Grant(1, control.descriptor, [bell.descriptors for bell in control.bells], pidfd_of_self(), {}, [])
+grant = Grant(1, control.descriptor, [bell.descriptors for bell in control.bells], pidfd_of_self(), -1, {}, [])
 said_read, said_write = os.pipe()
 if os.fork() == 0:
     child = Child(grant)

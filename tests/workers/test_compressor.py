@@ -6,6 +6,7 @@ import pytest
 
 from slabpress.shm.admission import Admission
 from slabpress.shm.descriptors import Descriptors
+from slabpress.workers.codecs import make_codec
 from slabpress.workers.compressor import CODEC_NONE, DEATHS_MAX, Compressor
 from tests.pipeline.instant import Parts, parts
 
@@ -17,8 +18,7 @@ def test_a_batch_that_kills_worker_after_worker_is_sent_uncompressed(deaths: int
         for worker in range(deaths):
             assert Admission(rig.arena, worker).take() == index
             assert Admission(rig.arena, 99).recover(worker) == 1
-        settings = {"compression_type": "zstd", "compression_level": None, "largest_batch_bytes": 1 << 20}
-        assert Compressor(rig.arena, settings, 7, rig.control).work()
+        assert Compressor(rig.arena, make_codec("zstd", None, 1 << 20), 7, rig.control).work()
         assert Descriptors(rig.arena).output(index).codec == codec
 
 

@@ -1,0 +1,257 @@
+"""One producer within the coordinator: its arena, its lock, its open batches, and what became of its records.
+
+The callers' threads append under the session's lock; the coordinator's background thread comes by whenever something
+is due (``turn``), and asks when to come again (``rest``).
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from slabpress._native import Mutex
+from slabpress.config import Config
+from slabpress.errors import DeliveryError, FlushTimeoutError, SlabpressError
+from slabpress.observe.statistics import MemoryFigure, RecordCounts, Statistics, read_statistics
+from slabpress.pipeline.accumulator import Accumulator
+from slabpress.pipeline.batch import Batch, DoneCallback, Watch
+from slabpress.pipeline.reporter import Reporter, abandoned, outcome_of
+from slabpress.pipeline.sender import Sender
+from slabpress.pipeline.topics import TopicRegistry
+from slabpress.plan import MemoryPlan
+from slabpress.shm import layout as at
+from slabpress.shm.arena import Arena
+from slabpress.shm.control import NETWORK, Control
+from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.states import DONE
+from slabpress.shm.topics import TopicTable
+
+_NUDGE_S: Final = 1.0
+
+
+class Session:
+    """One producer's side of its arena.
+
+    Args:
+        number: the arena's number in this set of processes.
+        config: the producer's settings.
+        plan: the memory plan that follows from them.
+        control: whom to wake.
+        on_delivery: called with the handle of every record, or None.
+
+    Attributes:
+        lock: the producer's lock: guards accumulator, topics, line, and the arena's mapping.
+        let_go: set once no child has the arena mapped any more; looked at after the session has left.
+
+    Raises:
+        MemoryShortError: the planned memory is not there.
+    """
+
+    def __init__(
+        self, number: int, config: Config, plan: MemoryPlan, control: Control, on_delivery: DoneCallback | None
+    ) -> None:
+        rng = random.Random()  # noqa: S311 - spreads records over partitions, protects nothing
+        self.number = number
+        self.config = config
+        self.plan = plan
+        self.watch = Watch()
+        self.lock = Mutex()
+        self.let_go = threading.Event()
+        self.arena = Arena.create(plan.geometry)
+        try:
+            self._control = control
+            self._descriptors = Descriptors(self.arena)
+            self._topics = TopicRegistry(TopicTable(self.arena), rng)
+            self.accumulator = Accumulator(self.arena, plan, config.linger_ms * 1_000_000, control, self.watch, rng)
+            self.sender = Sender(config, plan, self.arena, control, self.lock, self.accumulator, self._topics)
+            self._reporter = Reporter(self.watch, on_delivery, self._release)
+        except BaseException:
+            self.arena.close()
+            raise
+        self._next_nudge = 0.0
+        self._last_statistics: Statistics | None = None
+
+    # --- for the coordinator's background thread --------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Do what is due: seal what has lingered, take in results and metadata."""
+        with self.lock:
+            if self.is_closed:
+                return
+            self.accumulator.seal_lingering(time.monotonic_ns())
+            done = self.accumulator.take_done()
+            self._topics.drop_idle(time.monotonic())
+            if self._topics.refresh():
+                self.sender.lookup.changed.notify_all()
+            self._nudge()
+        self._resolve(done)
+
+    def rest(self) -> float | None:
+        """When ``turn`` is due by itself, in monotonic seconds; 0 at once, None not at all. Call it lying down."""
+        with self.lock:
+            if self.is_closed:
+                return None
+            # A slab that was freed since the last turn rang for nobody: let the first in line look.
+            self.sender.line.call_first()
+            # Whatever came in before "I sleep" was said rang for nobody: look once more.
+            if self.arena.batch_states.find(DONE) >= 0 or self._topics.has_news():
+                return 0.0
+            linger_ns = self.accumulator.next_linger_ns()
+            due = [
+                None if linger_ns is None else linger_ns / 1e9,
+                self._next_nudge if self.accumulator.has_unfinished() else None,
+                self._topics.next_idle(),
+            ]
+        return min((time_s for time_s in due if time_s is not None), default=None)
+
+    def _nudge(self) -> None:
+        """Once a second, while anything is under way: ring whoever sleeps and may have work.
+
+        A ring that went to a process that was stopped, or died before it passed it on, costs a second by this.
+        """
+        now = time.monotonic()
+        if now < self._next_nudge or not self.accumulator.has_unfinished():
+            return
+        self._next_nudge = now + _NUDGE_S
+        self._control.wake(NETWORK)
+        if self.arena.seal_head != self.arena.seal_tail or self.arena.memory.load_u64(at.ORPHANS_AT):
+            for slot in self._control.workers:
+                self._control.wake(slot)
+
+    def _resolve(self, done: list[Batch]) -> None:
+        if done:
+            self._reporter.resolve(
+                [(batch, outcome_of(batch, self._descriptors.result(batch.descriptor))) for batch in done]
+            )
+
+    def _release(self, batches: list[Batch]) -> None:
+        with self.lock:
+            if self.is_closed:
+                return  # a callback that outlived close()
+            for batch in batches:
+                self.accumulator.release(batch)
+            self.sender.line.call_first()
+
+    def detach_dead(self, slot: int) -> None:
+        """The process of a slot has died, and with it its mapping."""
+        with self.lock:
+            if not self.is_closed:
+                self.arena.set_attached(slot, attached=False)
+
+    def look_whether_let_go(self) -> None:
+        """Set ``let_go`` once no child has the arena mapped."""
+        with self.lock:
+            if self.is_closed or not self.arena.attached(len(self._control.bells)):
+                self.let_go.set()
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def refuse(self, refusal: Callable[[], SlabpressError]) -> None:
+        """Refuse every call from now on with this error; waiting threads get it."""
+        with self.lock:
+            self.sender.refuse(refusal)
+            self.sender.line.call_all()
+            self.sender.lookup.changed.notify_all()
+
+    def fail(self, error: SlabpressError) -> None:
+        """The processes are gone: every call and every undelivered record gets the error."""
+        self.refuse(lambda: type(error)(*error.args))
+        self.abandon("PROCESS_ERROR", str(error))
+
+    def take_results(self) -> None:
+        """Take in what has come in by now."""
+        with self.lock:
+            done = self.accumulator.take_done()
+        self._resolve(done)
+
+    def abandon(self, name: str, reason: str) -> int:
+        """Resolve every batch that has no result with an error; how many records that were.
+
+        No child works on the arena any more.
+        """
+        with self.lock:
+            left = [batch for batch in self.accumulator.unfinished() if batch.outcome is None]
+        self._reporter.resolve([(batch, abandoned(batch, name, reason)) for batch in left])
+        return sum(batch.records for batch in left)
+
+    def stop_callbacks(self, timeout_s: float) -> bool:
+        """End the callback thread after what is queued; whether it ended in time."""
+        return self._reporter.stop(timeout_s)
+
+    def give_back(self, memory: tuple[MemoryFigure, ...]) -> None:
+        """Unmap the arena; ``memory`` goes into the last statistics."""
+        last = self.statistics(memory)
+        with self.lock:
+            self._last_statistics = last
+            self.arena.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the arena was given back."""
+        return self.arena.descriptor < 0
+
+    # --- what callers ask for -------------------------------------------------------------------------------
+
+    def in_callback(self) -> bool:
+        """Whether the calling thread is running one of this producer's delivery callbacks."""
+        return self._reporter.in_callback()
+
+    def statistics(self, memory: tuple[MemoryFigure, ...]) -> Statistics:
+        """The figures of this moment; after the arena was given back, the last ones."""
+        with self.lock:
+            if self._last_statistics is not None:
+                return self._last_statistics
+            with self.watch.changed:
+                counts = RecordCounts(
+                    self.accumulator.records_accepted(), self.watch.delivered_ever, self.watch.failed_ever
+                )
+            return read_statistics(self.arena, self.plan, counts, memory)
+
+    def flush(self, timeout_s: float | None) -> None:
+        """Seal everything and wait until all of it is resolved and reported.
+
+        Raises:
+            FlushTimeoutError: it was not, in time.
+        """
+        with self.lock:
+            if self.is_closed:
+                return
+            self.accumulator.seal_all()
+            waiting = self.accumulator.unfinished()
+        place = 0
+
+        def finished() -> bool:
+            nonlocal place
+            while place < len(waiting) and waiting[place].finished:
+                place += 1
+            return place == len(waiting)
+
+        with self.watch.changed:
+            if self.watch.changed.wait_for(finished, timeout_s):
+                return
+            left = sum(batch.records for batch in waiting if not batch.finished)
+        raise FlushTimeoutError(f"{left} records were still under way after {timeout_s} s", records=left)
+
+    def raise_unseen(self) -> None:
+        """Raise the failures that nobody has looked at, if there are any.
+
+        Raises:
+            DeliveryError: the first of them, its ``records`` saying how many there are.
+        """
+        unseen, error = self.watch.take_unseen()
+        if unseen <= 0 or error is None:
+            return
+        if not isinstance(error, DeliveryError):
+            raise error
+        raise type(error)(
+            f"{unseen} records were not delivered; the first error: {error}",
+            topic=error.topic,
+            partition=error.partition,
+            name=error.name,
+            code=error.code,
+            retriable=error.retriable,
+            records=unseen,
+        ) from error
