@@ -56,6 +56,7 @@ class OpenBatch:
     records: int
     bytes: int
     last_call: int
+    limit: int
     closed: bool
     def __init__(self, descriptor: int, partition: int) -> None: ...
 
@@ -137,3 +138,10 @@ class RecordWriter:
 
 def murmur2(data: bytes) -> int: ...
 def partition_for_key(key: Part, partitions: int) -> int: ...
+def cut_records(
+    raw: bytes | bytearray | memoryview,
+    first: int,
+    count: int,
+    base_timestamp_ms: int,
+    out: bytearray | memoryview,
+) -> tuple[int, int, int]: ...

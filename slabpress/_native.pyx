@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in five pieces that can each be read in one sitting, included below.
+One module in six pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
@@ -14,7 +14,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_Check
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from slabpress.errors import RecordTypeError, RecordValueError
@@ -84,3 +84,4 @@ include "native/batches.pxi"
 include "native/encoding.pxi"
 include "native/writer.pxi"
 include "native/lane.pxi"
+include "native/split.pxi"

@@ -58,6 +58,11 @@ _LZ4_HIGH_BYTES = 257 * _KIB
 # The output of one block, and 16384 16-bit table entries.
 _SNAPPY_BYTES = _GATHER_BYTES + SNAPPY_BLOCK_BOUND + 34 * _KIB
 
+# lz4's decoder is the largest: its context holds a block as it came and as it goes, and the library's output of
+# 32 KiB is copied to be returned. A zstd context is 96 KiB (``ZstdDecompressor.memory_size()``); gzip takes 32 KiB of
+# window, 10 of state and its output; snappy takes nothing.
+_DECODER_BYTES = 2 * BLOCK_BYTES + 2 * 32 * _KIB
+
 # glibc's heap grows in steps of 128 KiB (M_TOP_PAD), and what was freed in it stays in it.
 _ALLOCATOR_BYTES = 128 * _KIB
 
@@ -137,6 +142,19 @@ def workspace_bytes(compression_type: str, level: int | None, scratch_bytes: int
         tables = _LZ4_FAST_BYTES if resolved == LZ4_FAST_LEVEL else _LZ4_HIGH_BYTES
         return _ALLOCATOR_BYTES + _LZ4_BUFFER_BYTES + tables
     return _ALLOCATOR_BYTES + _zstd_context_bytes(resolved, scratch_bytes)
+
+
+def split_workspace_bytes(largest_batch_bytes: int) -> int:
+    """Returns the most bytes that one worker holds while it splits a batch, besides its codec's workspace.
+
+    Three times a batch: the compressed payload in one piece (zstd and snappy want it so), the records as they were,
+    and what is cut out of them. None is larger than the batch. The first is gone before the last is made: up to twice
+    a batch is in use at once, and the rest is what the heap keeps when batches of many sizes come and go.
+
+    Args:
+        largest_batch_bytes: The records of the largest batch, in bytes.
+    """
+    return _ALLOCATOR_BYTES + _DECODER_BYTES + 3 * largest_batch_bytes
 
 
 def _zstd_context_bytes(level: int, batch_bytes: int) -> int:

@@ -100,5 +100,6 @@ def _anonymous_bytes(folder: Path, used: int) -> int:
         fields = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return used
-    cache = int(fields.get("inactive_file", fields.get("total_inactive_file", "0")))
-    return max(0, used - cache)
+    # Version 1 counts its children's use as well, and has their cache under "total_" names.
+    cache = [int(fields.get(f"total_{name}", fields.get(name, "0"))) for name in ("inactive_file", "active_file")]
+    return max(0, used - sum(cache))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from slabpress.codec_memory import workspace_bytes
+from slabpress.codec_memory import split_workspace_bytes, workspace_bytes
 from slabpress.config import BATCH_BYTES_DEFAULT, SLABS_PER_ARENA, Config
 from slabpress.cpus import usable_cpus
 from slabpress.errors import ConfigError
@@ -34,6 +34,7 @@ WORKER: Final = "worker"
 NETWORK: Final = "network process"
 COORDINATOR: Final = "coordinator"
 CODEC_LINE: Final = "codec workspace"
+SPLIT_LINE: Final = "split workspace"
 
 _SLAB_BYTES_LEAST: Final = 4 * 1024
 _SLAB_BYTES_MOST: Final = 64 * 1024
@@ -123,14 +124,17 @@ class PipelinePlan(NamedTuple):
     def of(cls, workers: int, own: tuple[PlanLine, ...], producers: Iterable[MemoryPlan]) -> PipelinePlan:
         """Add up the processes' own lines and what each producer adds."""
         units: dict[PlanLine, int] = {}
-        for plan in producers:
-            for line in plan.lines:
-                key = line._replace(units=0)
-                if line.part in (ARENA, NETWORK):
-                    units[key] = units.get(key, 0) + line.units
-                elif line.name == CODEC_LINE:
-                    units[key] = workers  # producers with the same codec share its workspace: one batch at a time
-        return cls(workers, (*(line._replace(units=count) for line, count in units.items()), *own))
+        splitting: list[PlanLine] = []
+        for line in (line for plan in producers for line in plan.lines):
+            key = line._replace(units=0)
+            if line.part in (ARENA, NETWORK):
+                units[key] = units.get(key, 0) + line.units
+            elif line.name == CODEC_LINE:
+                units[key] = workers  # producers with the same codec share its workspace: one batch at a time
+            elif line.name == SPLIT_LINE:
+                splitting.append(line)
+        largest = sorted(splitting, key=lambda line: line.bytes_each)[-1:]
+        return cls(workers, (*(line._replace(units=count) for line, count in units.items()), *largest, *own))
 
     @property
     def total_bytes(self) -> int:
@@ -197,8 +201,13 @@ def plan_producer(config: Config, workers: int) -> MemoryPlan:
     geometry = _geometry(config)
     slab_area = geometry.slab_bytes * geometry.slab_count
     batch_bytes = config.batch_size or max(geometry.slab_bytes, min(BATCH_BYTES_DEFAULT, slab_area // 8))
-    largest_record = min(config.max_request_size, slab_area)
-    plan = MemoryPlan(geometry, workers, min(batch_bytes, slab_area), largest_record, ())
+    # A piece of a batch that has to be split finds its room apart from the batches that wait behind it.
+    half_of_outputs = geometry.output_count // 2 * geometry.output_bytes
+    batch_bytes = min(batch_bytes, slab_area, half_of_outputs)
+    geometry = geometry._replace(split_outputs=-(-batch_bytes // geometry.output_bytes))
+    room = (geometry.output_count - geometry.split_outputs) * geometry.output_bytes
+    largest_record = min(config.max_request_size, slab_area, room)
+    plan = MemoryPlan(geometry, workers, batch_bytes, largest_record, ())
     return plan._replace(lines=_lines(config, plan))
 
 
@@ -228,6 +237,7 @@ def _lines(config: Config, plan: MemoryPlan) -> tuple[PlanLine, ...]:
     layout = layout_of(geometry)
     unused = geometry.arena_bytes - layout.end
     codec_bytes = workspace_bytes(config.compression_type, config.compression_level, plan.largest_batch_bytes)
+    split_bytes = split_workspace_bytes(plan.batch_bytes)
     level = "" if config.compression_level is None else f":{config.compression_level}"
     return (
         PlanLine("arena: tables", 1, layout.slabs + unused, f"{geometry.batch_count} descriptors", ARENA),
@@ -237,6 +247,7 @@ def _lines(config: Config, plan: MemoryPlan) -> tuple[PlanLine, ...]:
             "network: partitions", geometry.partition_count, NETWORK_BYTES_PER_PARTITION, "queues and leaders", NETWORK
         ),
         PlanLine(CODEC_LINE, plan.workers, codec_bytes, f"{config.compression_type}{level}, one a worker", WORKER),
+        PlanLine(SPLIT_LINE, plan.workers, split_bytes, "for batches that the broker finds too large", WORKER),
     )
 
 

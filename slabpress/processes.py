@@ -57,7 +57,7 @@ class Pipeline:
         self._settings = {name: getattr(checked, name) for name in PIPELINE_SETTINGS}
         self._workers = self._settings["workers"] = workers_of(checked)
         lines = process_lines(self._workers)
-        check_memory(sum(line.total_bytes for line in lines), "the processes")
+        check_memory(lines, "the processes")
         self._closing = threading.RLock()
         self._coordinator = Coordinator(roles_of(checked, self._workers), self._workers, lines)
         self._coordinator.start()
@@ -83,7 +83,7 @@ class Pipeline:
         shared = {name: value for name, value in self._settings.items() if name != "bootstrap_servers"}
         config = Config.of(self._settings["bootstrap_servers"], **shared, **settings)
         plan = plan_producer(config, self._workers)
-        check_memory(plan.total_bytes, "one producer more")
+        check_memory(plan.lines, "one producer more")
         producer = Producer._join(self._coordinator, config, plan, on_delivery)
         producer._pipeline = self  # which must not end, unclosed and forgotten, before its producers do
         self._producers.add(producer)

@@ -58,7 +58,7 @@ class Producer:
         self._closed = True  # until there is something to close
         config = Config.of(bootstrap_servers, **settings)
         plan = plan_memory(config)
-        check_memory(plan.total_bytes, "buffer_memory and the processes")
+        check_memory(plan.lines, "buffer_memory and the processes")
         coordinator = self._processes(config)
         self._open(coordinator, config, plan, on_delivery)
         coordinator.start()

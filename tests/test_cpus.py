@@ -131,7 +131,7 @@ def test_version_2_memory_limit_counts_what_can_be_given_back(cgroups: _Cgroups)
     cgroups.write("job/memory.max", "100000000")
     cgroups.write("job/memory.current", "60000000")
     assert cgroups.available() == 40_000_000
-    cgroups.write("job/memory.stat", "anon 1\ninactive_file 20000000\nactive_file 5\n")
+    cgroups.write("job/memory.stat", "anon 1\ninactive_file 15000000\nactive_file 5000000\n")
     assert cgroups.available() == 60_000_000
     cgroups.write("memory.max", "70000000")
     cgroups.write("memory.current", "65000000")
@@ -145,7 +145,10 @@ def test_version_1_memory_limit(cgroups: _Cgroups) -> None:
     assert cgroups.available() == 1_000_000 * 1024
     cgroups.write("memory/job/memory.limit_in_bytes", "100000000")
     assert cgroups.available() == 40_000_000
-    cgroups.write("memory/job/memory.stat", "cache 9\ntotal_inactive_file 10000000\n")
+    cgroups.write(
+        "memory/job/memory.stat",
+        "cache 9\ninactive_file 5\nactive_file 6\ntotal_inactive_file 8000000\ntotal_active_file 2000000\n",
+    )
     assert cgroups.available() == 50_000_000
     cgroups.write("memory/job/memory.usage_in_bytes", "900000000")
     assert cgroups.available() == 0

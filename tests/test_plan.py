@@ -68,9 +68,11 @@ def test_a_batch_and_a_record_never_exceed_the_slabs(buffer_memory: int, slab_si
     assert 0 < plan.batch_bytes <= slabs
     assert 0 < plan.largest_record_bytes <= min(slabs, 1 << 20)
     assert plan.largest_batch_bytes == max(plan.batch_bytes, plan.largest_record_bytes)
-    assert plan.batch_bytes == batch_size or batch_size == 0 or batch_size > slabs
     outputs = plan.geometry.output_bytes * plan.geometry.output_count
-    assert outputs >= plan.largest_batch_bytes, "law 6: the largest batch must find its room uncompressed"
+    assert plan.batch_bytes == batch_size or batch_size == 0 or batch_size > min(slabs, outputs // 2 - slab_size)
+    reserve = plan.geometry.output_bytes * plan.geometry.split_outputs
+    assert reserve >= plan.batch_bytes, "a piece of the largest batch of several records finds its room"
+    assert outputs - reserve >= plan.largest_batch_bytes, "law 6: the largest batch finds its room uncompressed"
 
 
 @pytest.mark.parametrize("mib", [1, 32, 64, 1024])
@@ -107,7 +109,8 @@ def test_the_sizes_that_follow_from_buffer_memory(
     assert found == (slab_bytes, partitions, topics)
     slab_area = geometry.slab_bytes * geometry.slab_count
     assert plan.batch_bytes == (slab_area // 8 if batch_bytes is None else batch_bytes)
-    assert plan.largest_record_bytes == (slab_area if largest_record is None else largest_record)
+    reserve = geometry.output_bytes * geometry.split_outputs
+    assert plan.largest_record_bytes == (slab_area - reserve if largest_record is None else largest_record)
 
 
 def test_an_arena_too_small_says_how_many_bytes_would_do() -> None:

@@ -3,6 +3,8 @@
 cdef class OpenBatch:
     """The write cursor of one open batch. Subclassed in pipeline/; only RecordWriter moves it.
 
+    ``limit``: it is full when the next record would take it past so many bytes, if that is less than any batch may have.
+
     Args:
         descriptor: index of the batch's descriptor.
         partition: the partition's number within its topic.
@@ -21,6 +23,7 @@ cdef class OpenBatch:
     cdef readonly uint32_t records
     cdef readonly uint64_t bytes
     cdef public uint64_t last_call
+    cdef public uint64_t limit
     cdef readonly bint closed
 
     def __init__(self, int32_t descriptor, int32_t partition):
@@ -35,6 +38,7 @@ cdef class OpenBatch:
         self.records = 0
         self.bytes = 0
         self.last_call = 0
+        self.limit = 0xFFFFFFFFFFFFFFFF
         self.closed = False
         self.base_timestamp = 0
         self.max_timestamp = 0

@@ -224,7 +224,7 @@ cdef class RecordWriter:
             if total > self.largest_record_bytes:
                 self.too_large_bytes = total
                 return -2
-            if batch.records > 0 and batch.bytes + total > self.batch_bytes:
+            if batch.records > 0 and batch.bytes + total > min(self.batch_bytes, batch.limit):
                 return 0
             if <Py_ssize_t>total > batch.room and not self.extend(batch, <Py_ssize_t>total):
                 return -1

@@ -4,6 +4,10 @@ The order of the stores is what lets this process be killed at any instruction. 
 its result is written; its outputs are IN_FLIGHT and its descriptor's first output becomes NONE; the outputs
 become FREE; its state becomes DONE. A successor that finds a READY or IN_FLIGHT batch without outputs knows
 that its result is written and ends it, and frees IN_FLIGHT outputs that no batch holds.
+
+A piece of a split batch ends alike, but for the state: PARTIAL, while there are records after it; and after the last
+piece, before DONE, the source is freed by the same steps. A batch whose outputs are its source, or a piece that is too
+large, becomes OVERSIZE: its first output is the source from then on.
 """
 
 from __future__ import annotations
@@ -21,14 +25,17 @@ from slabpress.results import DELIVERED
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Result
 from slabpress.shm.layout import BATCH_HEADER_BYTES, NETWORK_COUNTERS, NETWORK_COUNTERS_AT
+from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     DONE,
     IN_FLIGHT,
     OUTPUT_FREE,
     OUTPUT_IN_FLIGHT,
     OUTPUT_READY,
+    OVERSIZE,
+    PARTIAL,
     READY,
-    SEALED,
+    UNDER_WAY,
 )
 from slabpress.shm.topics import TopicTable
 
@@ -67,6 +74,7 @@ class ArenaBatches:
         self.retired = False
         self.queues: list[PartitionQueue | None] = [None] * arena.geometry.partition_count
         self._descriptors = Descriptors(arena)
+        self._splits = Splits(arena)
         # What is older than the ring is done. In a fresh arena this is 0.
         self._cursor = max(0, arena.seal_tail - arena.geometry.seal_ring_entries)
 
@@ -76,13 +84,13 @@ class ArenaBatches:
         held: set[int] = set()
         for state in (READY, IN_FLIGHT):
             for index in states.find_all(state):
-                first = self._descriptors.output(index).first_output
+                first, split = self._descriptors.output(index).first_output, self._splits.get(index)
                 if first == NONE:
-                    states.store(index, DONE)
+                    self._end(index, split)
                     continue
                 self.arena.outputs.mark(first, OUTPUT_READY)
                 held.update(self.arena.outputs.chain(first))
-                states.store(index, READY)
+                states.store(index, OVERSIZE if first == split.source else READY)
         # Only this role makes an output IN_FLIGHT, so what is IN_FLIGHT now was being freed.
         for output in self.arena.output_states.find_all(OUTPUT_IN_FLIGHT):
             if output not in held:
@@ -106,7 +114,7 @@ class ArenaBatches:
             self._cursor += 1
             # The ring's first entry is seal number 1. One that does not match, or is DONE, is of a batch that
             # a predecessor ended.
-            if self._descriptors.seal_number(index) == self._cursor and SEALED <= arena.batch_states.load(index) < DONE:
+            if self._descriptors.seal_number(index) == self._cursor and arena.batch_states.load(index) in UNDER_WAY:
                 yield self._batch(index, self._cursor)
 
     def _batch(self, index: int, seal_number: int) -> Batch:
@@ -132,6 +140,10 @@ class ArenaBatches:
         if batch.parts:
             return
         sealed = self._descriptors.sealed(batch.index)
+        split = self._splits.get(batch.index)
+        records, newest_ms = sealed.records, sealed.max_timestamp_ms
+        if split.is_split:
+            records, newest_ms = split.piece_records, split.piece_max_timestamp_ms
         output = self._descriptors.output(batch.index)
         payload = self.arena.outputs.views(output.first_output, output.payload_bytes)
         header = self._descriptors.header(batch.index)
@@ -139,13 +151,13 @@ class ArenaBatches:
             header,
             _CRC_FROM,
             output.codec,  # attributes: the codec; no bit set for CreateTime, not transactional, no control
-            sealed.records - 1,  # last offset delta
+            records - 1,  # last offset delta
             sealed.base_timestamp_ms,
-            sealed.max_timestamp_ms,
+            newest_ms,
             -1,  # producer id
             -1,  # producer epoch
             -1,  # base sequence
-            sealed.records,
+            records,
         )
         checksum = crc32c(header[_CRC_FROM:])
         for view in payload:
@@ -153,7 +165,7 @@ class ArenaBatches:
         batch.size = BATCH_HEADER_BYTES + output.payload_bytes
         _HEADER_START.pack_into(header, 0, 0, batch.size - _BYTES_BEFORE_LENGTH_COUNTS, -1, _MAGIC, checksum)
         batch.payload_bytes = output.payload_bytes
-        batch.records = sealed.records
+        batch.records = records
         batch.codec = output.codec
         batch.parts = [header, *payload]
 
@@ -174,8 +186,35 @@ class ArenaBatches:
         self.arena.batch_states.store(batch.index, READY)
         self.count("retries")
 
+    def split(self, batch: Batch) -> None:
+        """IN_FLIGHT becomes OVERSIZE: what was sent, several records, is more than the broker takes at once."""
+        index = batch.index
+        output, split = self._descriptors.output(index), self._splits.get(index)
+        batch.parts = []
+        if split.is_split:
+            self._splits.halve(index, batch.records, output.payload_bytes)
+            self._descriptors.set_output(index, output._replace(first_output=split.source))
+            self.arena.outputs.mark(output.first_output, OUTPUT_FREE)
+        else:
+            self._splits.begin(index, output.first_output, output.payload_bytes, output.codec, batch.records)
+            self.arena.outputs.mark(output.first_output, OUTPUT_READY)
+        self.arena.batch_states.store(index, OVERSIZE)
+        self.count("splits")
+
+    def finish_sent(self, batch: Batch, outcome: Outcome) -> bool:
+        """What was sent has its result; whether that is the batch's last."""
+        split = self._splits.get(batch.index)
+        last = not split.is_split or split.first + batch.records >= self._descriptors.sealed(batch.index).records
+        self._finish(batch, outcome, batch.records, last=last)
+        return last
+
     def finish(self, batch: Batch, outcome: Outcome) -> None:
-        """READY or IN_FLIGHT becomes DONE, in the order that the head of this module explains."""
+        """All records that have none get this result; READY or IN_FLIGHT becomes DONE."""
+        records = self._descriptors.sealed(batch.index).records - self._splits.get(batch.index).first
+        self._finish(batch, outcome, records, last=True)
+
+    def _finish(self, batch: Batch, outcome: Outcome, records: int, *, last: bool) -> None:
+        """Store a result in the order that the head of this module explains."""
         index = batch.index
         self._descriptors.set_result(
             index,
@@ -188,21 +227,37 @@ class ArenaBatches:
                 outcome.text,
             ),
         )
-        if not batch.records:
-            batch.records = self._descriptors.sealed(index).records
         batch.parts = []
         output = self._descriptors.output(index)
         self.arena.outputs.mark(output.first_output, OUTPUT_IN_FLIGHT)
         self._descriptors.set_output(index, output._replace(first_output=NONE))
         self.arena.outputs.mark(output.first_output, OUTPUT_FREE)
         if outcome.code == DELIVERED:
-            self.count("records_delivered", batch.records)
+            self.count("records_delivered", records)
             self.count("batches_delivered")
             self.count("payload_bytes_delivered", output.payload_bytes)
         else:
-            self.count("records_failed", batch.records)
+            self.count("records_failed", records)
             self.count("batches_failed")
-        self.arena.batch_states.store(index, DONE)
+        if last:
+            self._drop_source(index)
+        self.arena.batch_states.store(index, DONE if last else PARTIAL)
+
+    def _drop_source(self, index: int) -> None:
+        source = self._splits.get(index).source
+        if source != NONE:
+            self.arena.outputs.mark(source, OUTPUT_IN_FLIGHT)
+            self._splits.drop_source(index)
+            self.arena.outputs.mark(source, OUTPUT_FREE)
+
+    def _end(self, index: int, split: Split) -> None:
+        """What a predecessor has left of ``_finish`` after the first output became NONE."""
+        records = self._descriptors.sealed(index).records
+        if split.is_split and split.first + split.piece_records < records:
+            self.arena.batch_states.store(index, PARTIAL)
+        else:
+            self._drop_source(index)
+            self.arena.batch_states.store(index, DONE)
 
     def count(self, counter: str, amount: int = 1) -> None:
         """Add to one of the network process's counters."""

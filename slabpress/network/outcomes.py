@@ -52,6 +52,11 @@ def is_delivered(result: ProduceResult) -> bool:
     return result.error in (DELIVERED, DUPLICATE_SEQUENCE_NUMBER)
 
 
+def may_split(result: ProduceResult) -> bool:
+    """Whether the broker took the batch's size amiss: fewer records at once may be accepted."""
+    return result.error in (MESSAGE_TOO_LARGE, RECORD_LIST_TOO_LARGE)
+
+
 def may_retry(result: ProduceResult) -> bool:
     """Whether the same bytes may be accepted later."""
     return is_retriable(result.error)
@@ -68,7 +73,8 @@ def refused(result: ProduceResult, batch_bytes: int, records: int) -> Outcome:
     record_index = -1
     if result.error in (MESSAGE_TOO_LARGE, RECORD_LIST_TOO_LARGE):
         limit = "max.message.bytes" if result.error == MESSAGE_TOO_LARGE else "segment.bytes"
-        text = f"{name}: a batch of {batch_bytes} bytes ({records} records) is over the topic's {limit}"
+        what = "a single record makes a batch" if records == 1 else f"{records} records make a batch"
+        text = f"{name}: {what} of {batch_bytes} bytes, over the topic's {limit}"
     elif result.record_errors:
         record_index, words = result.record_errors[0]
         more = f" and {len(result.record_errors) - 1} more" if len(result.record_errors) > 1 else ""

@@ -58,7 +58,7 @@ class Producing:
         why_waiting: why a queue's head is not sent, in words for the user.
 
     Attributes:
-        finished: batches that became DONE since somebody set it to 0: processes are to be woken.
+        finished: batches that became DONE, PARTIAL or OVERSIZE since somebody set it to 0: processes are to be woken.
     """
 
     def __init__(
@@ -169,6 +169,8 @@ class Producing:
                 continue
             if outcomes.is_delivered(result):
                 self._finish(batch, outcomes.delivered(result), now)
+            elif outcomes.may_split(result) and batch.records > 1:
+                self._split(batch, now)
             elif outcomes.may_retry(result):
                 stale = stale or result.error in outcomes.STALE_METADATA
                 if result.leader >= 0:
@@ -211,9 +213,22 @@ class Producing:
                 self._try_again(batch, why, now)
 
     def _finish(self, batch: Batch, outcome: Outcome, now: int) -> None:
-        self._arena(batch).finish(batch, outcome)
-        self._queues.done(batch, now)
+        if self._arena(batch).finish_sent(batch, outcome):
+            self._queues.done(batch, now)
+        else:
+            self._put_back_unready(batch, now)  # the records after this piece
         self.finished += 1
+
+    def _split(self, batch: Batch, now: int) -> None:
+        self._arena(batch).split(batch)
+        self._put_back_unready(batch, now)
+        self.finished += 1
+
+    def _put_back_unready(self, batch: Batch, now: int) -> None:
+        """The next piece goes before all successors, once a worker has made it."""
+        batch.ready = False
+        batch.failures = 0
+        self._queues.put_back(batch, now, now)
 
     def _try_again(self, batch: Batch, why: str, now: int) -> None:
         self._arena(batch).put_back(batch)

@@ -18,10 +18,12 @@ from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import Control
 from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     DONE,
     FREE,
     OPEN,
+    PARTIAL,
     REPORTING,
     SEALED,
     SLAB_COMPRESSING,
@@ -37,6 +39,8 @@ _UNDER_WAY_ENOUGH: Final = 2
 # Pressure seals batches only while fewer than this share of the slabs are already on their way to a worker:
 # in an outage, cutting open batches short would free nothing and only make them small.
 _ON_THEIR_WAY: Final = 4
+# A topic's batches that had to be made smaller grow by this share with each that is accepted.
+_GROWTH: Final = 64
 # And it seals this share of the open batches at a time, so that finding the fullest is paid once for many.
 _SEALED_AT_ONCE: Final = 8
 
@@ -68,6 +72,7 @@ class Accumulator:
         self._watch = watch
         self._rng = rng
         self._descriptors = Descriptors(arena)
+        self._splits = Splits(arena)
         self._cursor = 0
         self._seal_point = SealPoint(
             arena.memory, at.SEAL_TAIL_AT, arena.seal_ring, arena.batch_states, at.SEAL_NUMBER_AT
@@ -118,6 +123,7 @@ class Accumulator:
         self._cursor = (descriptor + 1) % states.count
         # Known before it is OPEN: whatever a signal handler raises in between, lingering closes it again.
         batch = Batch(descriptor, topic, partition, now_ns, self._watch)
+        batch.limit = topic.batch_limit
         self.batches[descriptor] = batch
         self._open[descriptor] = batch
         self._descriptors.open(descriptor, partition_index, now_ns)
@@ -195,6 +201,28 @@ class Accumulator:
         for batch in fullest[: max(1, len(fullest) // _SEALED_AT_ONCE)]:
             self.seal(batch)
 
+    def has_results(self) -> bool:
+        """Whether ``take_done`` or ``partial`` would find a batch."""
+        states = self._arena.batch_states
+        return states.find(DONE) >= 0 or (self._splits.any_ever() and states.find(PARTIAL) >= 0)
+
+    def partial(self) -> list[Batch]:
+        """The split batches of which a piece has its result."""
+        if not self._splits.any_ever():
+            return []
+        found = [self.batches[descriptor] for descriptor in self._arena.batch_states.find_all(PARTIAL)]
+        return [batch for batch in found if batch is not None]
+
+    def learn_limit(self, batch: Batch, split: Split) -> None:
+        """A batch was too large: the topic's next ones are no larger than half of what was refused last.
+
+        The topic's max.message.bytes is not known here, and speaks of compressed bytes. It is below what was refused
+        last, and with records alike above half of it. The batches grow again by little with each that is accepted
+        (``_make_way``), so a single record that was too large makes them small for a while only.
+        """
+        uncompressed = split.refused_bytes * batch.bytes // split.source_bytes
+        batch.topic.batch_limit = min(batch.topic.batch_limit, max(1, uncompressed // 2))
+
     def take_done(self) -> list[Batch]:
         """The batches that have a result now; each is REPORTING, and its outcome is still to be set."""
         taken = []
@@ -209,6 +237,8 @@ class Accumulator:
     def _make_way(self, done: Batch) -> None:
         """One batch fewer is on its way: seal what was held behind it."""
         topic, partition = done.topic, done.partition
+        if topic.batch_limit < self.writer.batch_bytes and done.pieces is None:
+            topic.batch_limit += 1 + topic.batch_limit // _GROWTH
         topic.under_way[partition] -= 1
         waiting = topic.open[partition]
         if waiting is not None and waiting.descriptor in self._held:

@@ -6,6 +6,7 @@ or as long as somebody keeps a handle, whichever is longer; a dropped handle cos
 
 from __future__ import annotations
 
+import bisect
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,11 +35,33 @@ class Delivery(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a batch: ``error`` is None if it was delivered."""
+    """What became of a batch, or of a piece of one: ``error`` is None if it was delivered."""
 
     error: SlabpressError | None
     base_offset: int
     append_time_ms: int
+
+
+class Piece(NamedTuple):
+    """Consecutive records of a split batch that came to the same end: delivered one after the other, or failed."""
+
+    first: int
+    records: int
+    outcome: Outcome
+
+    def joined(self, records: int, outcome: Outcome) -> Piece | None:
+        """This piece with those that follow it, if they came to the same end; a million failures are one piece."""
+        mine, error = self.outcome, self.outcome.error
+        if error is None and outcome.error is None:
+            same = outcome.base_offset == mine.base_offset + self.records
+            same = same and outcome.append_time_ms == mine.append_time_ms
+        else:
+            same = error is not None and outcome.error is not None and _is_alike(error, outcome.error)
+        return self._replace(records=self.records + records) if same else None
+
+
+def _is_alike(one: SlabpressError, other: SlabpressError) -> bool:
+    return type(one) is type(other) and getattr(one, "name", "") == getattr(other, "name", "")
 
 
 DoneCallback = Callable[["DeliveryHandle"], object]
@@ -70,25 +93,27 @@ class Watch:
 
     def count(self, batch: Batch, outcome: Outcome) -> None:
         """Take note of an outcome. The caller holds ``changed``."""
-        if outcome.error is None:
-            self.delivered_ever += batch.records
-        else:
-            self.failed_ever += batch.records
-            self._count_failure(batch, outcome.error)
+        for piece in batch.pieces or (Piece(0, batch.records, outcome),):
+            if piece.outcome.error is None:
+                self.delivered_ever += piece.records
+            else:
+                self.failed_ever += piece.records
+                self._count_failure(batch, piece.records, piece.outcome.error)
 
-    def _count_failure(self, batch: Batch, error: SlabpressError) -> None:
+    def _count_failure(self, batch: Batch, records: int, error: SlabpressError) -> None:
         batch.era = self.era
         if self.first_error is None:
             self.first_error = error
-        self.failed_records += batch.records
+        batch.failed += records
+        self.failed_records += records
 
     def count_seen(self, batch: Batch, records: int) -> None:
         """Take note that failures were looked at. The caller holds ``changed``.
 
-        A record may have several handles; no batch counts for more than it holds, so it hides no other's failure.
+        A record may have several handles; no batch counts for more than failed, so it hides no other's failure.
         """
         if batch.era == self.era:
-            new = min(records, batch.records - batch.seen)
+            new = min(records, batch.failed - batch.seen)
             batch.seen += new
             self.seen_records += new
 
@@ -110,14 +135,28 @@ class Batch(OpenBatch):
         topic: the topic it belongs to.
         created_ns: CLOCK_MONOTONIC time of its first record; linger and the delivery timeout count from it.
         seal_number: its place in the order, 0 while open.
-        outcome: set once, when the broker or a deadline decided.
+        outcome: set once, when the broker or a deadline decided; of a split batch, the first failure if there is one.
+        pieces: of a split batch, what became of its records, in order; None for a whole one.
+        failed: how many of its records failed.
         finished: its callbacks have run as well, and its descriptor is free.
         era: the watch's era when it failed.
         seen: how many of its records' failures were looked at.
         callbacks: (record's index, callback) for those who asked.
     """
 
-    __slots__ = ("callbacks", "created_ns", "era", "finished", "outcome", "seal_number", "seen", "topic", "watch")
+    __slots__ = (
+        "callbacks",
+        "created_ns",
+        "era",
+        "failed",
+        "finished",
+        "outcome",
+        "pieces",
+        "seal_number",
+        "seen",
+        "topic",
+        "watch",
+    )
 
     def __init__(self, descriptor: int, topic: Topic, partition: int, created_ns: int, watch: Watch) -> None:
         super().__init__(descriptor, partition)
@@ -127,9 +166,47 @@ class Batch(OpenBatch):
         self.seal_number = 0
         self.outcome: Outcome | None = None
         self.finished = False
+        self.pieces: list[Piece] | None = None
         self.era = -1
+        self.failed = 0
         self.seen = 0
         self.callbacks: list[tuple[int, DoneCallback]] | None = None
+
+    def resolve_piece(self, records: int, outcome: Outcome) -> None:
+        """Take note of what became of the next records of a split batch."""
+        if self.pieces is None:
+            self.pieces = []
+        last = self.pieces[-1] if self.pieces else None
+        joined = last.joined(records, outcome) if last is not None else None
+        if joined is not None:
+            self.pieces[-1] = joined
+        else:
+            self.pieces.append(Piece(self.records_resolved, records, outcome))
+
+    @property
+    def records_left(self) -> int:
+        """How many records have no outcome yet."""
+        return self.records - self.records_resolved
+
+    @property
+    def records_resolved(self) -> int:
+        """How many records of a split batch have an outcome."""
+        return self.pieces[-1].first + self.pieces[-1].records if self.pieces else 0
+
+    def resolve(self, outcome: Outcome) -> None:
+        """Set the outcome of every record that has none yet. The caller holds the watch's condition."""
+        if self.pieces is not None:
+            if self.records_left:
+                self.resolve_piece(self.records_left, outcome)
+            outcome = next((piece.outcome for piece in self.pieces if piece.outcome.error), self.pieces[0].outcome)
+        self.outcome = outcome
+
+    def piece_of(self, index: int) -> Piece:
+        """What became of a record of a resolved batch, with those around it."""
+        assert self.outcome is not None  # noqa: S101 - the caller has waited for it
+        if self.pieces is None:
+            return Piece(0, self.records, self.outcome)
+        return self.pieces[bisect.bisect_right(self.pieces, index, key=lambda piece: piece.first) - 1]
 
 
 class DeliveryHandle(RecordHandle):
@@ -159,12 +236,11 @@ class DeliveryHandle(RecordHandle):
         if error is not None:
             raise error
         batch = self._batch
-        outcome = batch.outcome
-        assert outcome is not None  # noqa: S101 - exception() has waited for it
+        first, _, outcome = batch.piece_of(self._index)
         return Delivery(
             batch.topic.name,
             batch.partition,
-            outcome.base_offset + self._index if outcome.base_offset >= 0 else None,
+            outcome.base_offset + self._index - first if outcome.base_offset >= 0 else None,
             outcome.append_time_ms if outcome.append_time_ms >= 0 else None,
         )
 
@@ -182,13 +258,12 @@ class DeliveryHandle(RecordHandle):
                     raise TimeoutError(
                         f"record for {batch.topic.name}-{batch.partition} not resolved within {timeout} s"
                     )
-        outcome = batch.outcome
-        assert outcome is not None  # noqa: S101 - wait_for says so
-        if outcome.error is not None and not self._looked:
+        error = batch.piece_of(self._index).outcome.error
+        if error is not None and not self._looked:
             self._looked = True
             with batch.watch.changed:
                 batch.watch.count_seen(batch, 1)
-        return outcome.error
+        return error
 
     def add_done_callback(self, callback: DoneCallback) -> None:
         """Call ``callback(handle)`` on the callback thread once the record is resolved.
@@ -217,8 +292,8 @@ class DeliveryHandle(RecordHandle):
             return True
 
     def __repr__(self) -> str:
-        outcome = self._batch.outcome
-        state = "pending" if outcome is None else "delivered" if outcome.error is None else repr(outcome.error)
+        error = None if self._batch.outcome is None else self._batch.piece_of(self._index).outcome.error
+        state = "pending" if self._batch.outcome is None else "delivered" if error is None else repr(error)
         return f"<DeliveryHandle {self._batch.topic.name}-{self._batch.partition} {state}>"
 
 
@@ -256,9 +331,10 @@ class ManyDelivery:
             # The batches may hold records of others, whose failures stay unseen.
             own = self.accepted
             for batch in failed:
-                watch.count_seen(batch, min(own, batch.records))
-                own -= min(own, batch.records)
-        return [batch.outcome.error for batch in failed if batch.outcome and batch.outcome.error]
+                watch.count_seen(batch, min(own, batch.failed))
+                own -= min(own, batch.failed)
+        pieces = [piece for batch in failed for piece in batch.pieces or (batch.piece_of(0),)]
+        return [piece.outcome.error for piece in pieces if piece.outcome.error is not None]
 
     def result(self, timeout: float | None = None) -> int:
         """Wait for every record; how many were delivered.

@@ -31,6 +31,7 @@ from slabpress.pipeline.child import Role
 from slabpress.pipeline.session import Session
 from slabpress.pipeline.supervisor import END_TIMEOUT_S, Supervisor
 from slabpress.plan import ARENA, CONTROL, MemoryPlan, PipelinePlan, PlanLine
+from slabpress.plan import COORDINATOR as COORDINATOR_PART
 from slabpress.shm.admission import Admission
 from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.handover import ArenaGrant
@@ -270,8 +271,12 @@ def forked_error() -> SlabpressError:
     )
 
 
-def check_memory(total_bytes: int, what: str) -> None:
-    """Raise MemoryShortError if the machine or the cgroup cannot hold so much."""
+def check_memory(lines: tuple[PlanLine, ...], what: str) -> None:
+    """Raise MemoryShortError if the machine or the cgroup cannot hold what these lines of a plan add.
+
+    The coordinator's own line is taken already: this process has imported what it needs.
+    """
+    total_bytes = sum(line.total_bytes for line in lines if line.part != COORDINATOR_PART)
     available = memory_available_bytes()
     if available is not None and total_bytes > available:
         raise MemoryShortError(

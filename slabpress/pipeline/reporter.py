@@ -19,38 +19,39 @@ from slabpress.shm.descriptors import Result
 logger = logging.getLogger("slabpress")
 
 
-def outcome_of(batch: Batch, result: Result) -> Outcome:
-    """The outcome that a descriptor's result means for a batch."""
+def outcome_of(batch: Batch, result: Result, records: int) -> Outcome:
+    """The outcome that a descriptor's result means for so many records of a batch."""
     if result.code == DELIVERED:
         return Outcome(None, result.base_offset, result.append_time_ms)
-    return Outcome(error_of(batch, result), -1, -1)
+    return Outcome(error_of(batch, result, records), -1, -1)
 
 
-def error_of(batch: Batch, result: Result) -> DeliveryError:
-    """The error that a failed batch's records get; the text is the broker's own, or the network process's."""
+def error_of(batch: Batch, result: Result, records: int) -> DeliveryError:
+    """The error that failed records get; the text is the broker's own, or the network process's."""
     topic, partition = batch.topic.name, batch.partition
     name = LOCAL_NAMES.get(result.code) or result.text.partition(":")[0] or f"ERROR_{result.code}"
     timed_out = result.code in (EXPIRED_UNSENT, EXPIRED_SENT)
     text = result.text or name
     if result.record_index >= 0:
-        text = f"{text} (record {result.record_index} of the batch's {batch.records} is at fault)"
+        text = f"{text} (record {result.record_index} of the batch's {records} is at fault)"
     kind = DeliveryTimeoutError if timed_out else DeliveryError
     return kind(
-        f"{batch.records} records for {topic}-{partition} were not delivered: {text}",
+        f"{records} records for {topic}-{partition} were not delivered: {text}",
         topic=topic,
         partition=partition,
         name=name,
         code=None if result.code in LOCAL_NAMES else result.code,
         retriable=result.retriable,
-        records=batch.records,
+        records=records,
     )
 
 
 def abandoned(batch: Batch, name: str, reason: str) -> Outcome:
     """The outcome of a batch that nobody works on any more."""
     topic, partition = batch.topic.name, batch.partition
-    text = f"{batch.records} records for {topic}-{partition} were not delivered: {reason}"
-    return Outcome(DeliveryError(text, topic=topic, partition=partition, name=name, records=batch.records), -1, -1)
+    records = batch.records_left
+    text = f"{records} records for {topic}-{partition} were not delivered: {reason}"
+    return Outcome(DeliveryError(text, topic=topic, partition=partition, name=name, records=records), -1, -1)
 
 
 class Reporter:
@@ -90,7 +91,7 @@ class Reporter:
         quiet: list[Batch] = []
         with self._watch.changed:
             for batch, outcome in outcomes:
-                batch.outcome = outcome
+                batch.resolve(outcome)
                 self._watch.count(batch, outcome)
                 if batch.callbacks is None and self._on_delivery is None:
                     quiet.append(batch)
@@ -130,7 +131,7 @@ class Reporter:
                 run_guarded(self._on_delivery, DeliveryHandle(batch, index))
             if error is not None:
                 with self._watch.changed:
-                    self._watch.count_seen(batch, batch.records)
+                    self._watch.count_seen(batch, batch.failed)
         batch.callbacks = None
 
     def _finish(self, batches: list[Batch]) -> None:

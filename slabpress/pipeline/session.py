@@ -26,7 +26,8 @@ from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import NETWORK, Control
 from slabpress.shm.descriptors import Descriptors
-from slabpress.shm.states import DONE
+from slabpress.shm.splits import Splits
+from slabpress.shm.states import OVERSIZE
 from slabpress.shm.topics import TopicTable
 
 _NUDGE_S: Final = 1.0
@@ -64,6 +65,7 @@ class Session:
         try:
             self._control = control
             self._descriptors = Descriptors(self.arena)
+            self._splits = Splits(self.arena)
             self._topics = TopicRegistry(TopicTable(self.arena), rng)
             self.accumulator = Accumulator(self.arena, plan, config.linger_ms * 1_000_000, control, self.watch, rng)
             self.sender = Sender(config, plan, self.arena, control, self.lock, self.accumulator, self._topics)
@@ -86,8 +88,22 @@ class Session:
             self._topics.drop_idle(time.monotonic())
             if self._topics.refresh():
                 self.sender.lookup.changed.notify_all()
+            self._take_pieces()
             self._nudge()
         self._resolve(done)
+
+    def _take_pieces(self) -> None:
+        """Take in the results of pieces of split batches, and ask for what comes after them."""
+        for batch in self.accumulator.partial():
+            descriptor = batch.descriptor
+            split = self._splits.get(descriptor)
+            records = split.piece_records
+            outcome = outcome_of(batch, self._descriptors.result(descriptor), records)
+            batch.resolve_piece(records, outcome)
+            self._splits.go_on(descriptor, delivered=outcome.error is None)
+            self.accumulator.learn_limit(batch, split)
+            self.arena.batch_states.store(descriptor, OVERSIZE)
+            self._control.wake_one_worker()
 
     def rest(self) -> float | None:
         """When ``turn`` is due by itself, in monotonic seconds; 0 at once, None not at all. Call it lying down."""
@@ -97,7 +113,7 @@ class Session:
             # A slab that was freed since the last turn rang for nobody: let the first in line look.
             self.sender.line.call_first()
             # Whatever came in before "I sleep" was said rang for nobody: look once more.
-            if self.arena.batch_states.find(DONE) >= 0 or self._topics.has_news():
+            if self.accumulator.has_results() or self._topics.has_news():
                 return 0.0
             linger_ns = self.accumulator.next_linger_ns()
             due = [
@@ -117,14 +133,18 @@ class Session:
             return
         self._next_nudge = now + _NUDGE_S
         self._control.wake(NETWORK)
-        if self.arena.seal_head != self.arena.seal_tail or self.arena.memory.load_u64(at.ORPHANS_AT):
+        waits = self.arena.seal_head != self.arena.seal_tail or self._splits.any_ever()
+        if waits or self.arena.memory.load_u64(at.ORPHANS_AT):
             for slot in self._control.workers:
                 self._control.wake(slot)
 
     def _resolve(self, done: list[Batch]) -> None:
         if done:
             self._reporter.resolve(
-                [(batch, outcome_of(batch, self._descriptors.result(batch.descriptor))) for batch in done]
+                [
+                    (batch, outcome_of(batch, self._descriptors.result(batch.descriptor), batch.records_left))
+                    for batch in done
+                ]
             )
 
     def _release(self, batches: list[Batch]) -> None:

@@ -13,6 +13,7 @@ from slabpress.pipeline.batch import Batch
 from slabpress.shm.topics import TopicAnswer, TopicTable
 
 TOPIC_NAME_MAX: Final = 249
+NO_LIMIT: Final = 2**63 - 1
 # A topic that did not turn up is asked for this long after its last waiter has left.
 _ASKED_FOR_S: Final = 60.0
 _LEGAL_NAME: Final = re.compile(r"[a-zA-Z0-9._-]+")
@@ -26,10 +27,11 @@ class Topic(TopicLanes):
         index: its entry in the arena's topic table.
         open: the open batch of each partition, or None.
         under_way: how many sealed batches of each partition have no result yet.
+        batch_limit: bytes of a batch beyond which the broker finds it too large, as far as is known.
         sticky: the partition that keyless records go to until its batch is sealed (KIP-480).
     """
 
-    __slots__ = ("index", "name", "partition_indices", "under_way")
+    __slots__ = ("batch_limit", "index", "name", "partition_indices", "under_way")
     open: list[Batch | None]
 
     def __init__(self, name: str, index: int) -> None:
@@ -38,6 +40,7 @@ class Topic(TopicLanes):
         self.index = index
         self.partition_indices: list[int] = []
         self.under_way: list[int] = []
+        self.batch_limit = NO_LIMIT
 
     def grow(self, partitions: int) -> None:
         """Take note of partitions that were added; Kafka never takes any away from a topic."""

@@ -3,6 +3,10 @@
 Law 6: because a batch is admitted only together with all the output buffers it can ever need (law 5: a batch
 never grows), every admitted batch finishes, and the earliest unsent batch always has its room.
 
+A batch that has to be split holds its output buffers until its pieces are sent, and each piece needs some more. What
+is behind it waits for it, perhaps with all other buffers; so ordinary batches leave ``split_outputs`` free, enough for
+one piece of any batch. Pieces may take those: each is sent as soon as it is compressed, and gives them back.
+
 The lock is the operating system's record lock on one byte of the arena's file: the kernel releases it when its
 holder dies, so whoever takes it next must be ready to find any prefix of ``_admit``'s steps done:
 
@@ -23,11 +27,13 @@ from slabpress._native import NONE
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Output
+from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     COMPRESSING,
     ORPHAN,
     OUTPUT_FILLING,
     OUTPUT_FREE,
+    OVERSIZE,
     SEALED,
     SLAB_COMPRESSING,
     SLAB_FREE,
@@ -46,6 +52,7 @@ class Admission:
     def __init__(self, arena: Arena, worker: int) -> None:
         self._arena = arena
         self._descriptors = Descriptors(arena)
+        self._splits = Splits(arena)
         self._worker = worker
 
     @contextlib.contextmanager
@@ -62,18 +69,50 @@ class Admission:
         arena = self._arena
         if arena.memory.load_u64(at.ORPHANS_AT):
             return True
+        free = arena.outputs.count_free()
+        index = self._next_oversize()
+        if index is not None and free >= self._outputs_needed(index):
+            return True
         head = arena.seal_head
         if head == arena.seal_tail:
             return False
-        return arena.outputs.count_free() >= self._outputs_needed(arena.sealed_at(head))
+        return free >= self._outputs_needed(arena.sealed_at(head)) + arena.geometry.split_outputs
 
     def take(self) -> int | None:
         """Be admitted to the next batch: its descriptor index, or None while there is none or no room."""
         arena = self._arena
-        if arena.seal_head == arena.seal_tail and not arena.memory.load_u64(at.ORPHANS_AT):
+        nothing_sealed = arena.seal_head == arena.seal_tail and not arena.memory.load_u64(at.ORPHANS_AT)
+        if nothing_sealed and self._next_oversize() is None:
             return None
         with self.lock():
-            return self._adopt_orphan() if arena.memory.load_u64(at.ORPHANS_AT) else self._admit()
+            if arena.memory.load_u64(at.ORPHANS_AT):
+                return self._adopt_orphan()
+            piece = self._admit_piece()
+            return piece if piece is not None else self._admit()
+
+    def _admit_piece(self) -> int | None:
+        """Be admitted to the next piece of the split batch that was sealed first, if there is room for one."""
+        index = self._next_oversize()
+        return index if index is not None and self._claim(index, leave=0) else None
+
+    def _next_oversize(self) -> int | None:
+        """The batch whose next piece comes first: that of the batch that was sealed first."""
+        if not self._splits.any_ever():
+            return None
+        return min(self._arena.batch_states.find_all(OVERSIZE), key=self._descriptors.seal_number, default=None)
+
+    def _claim(self, index: int, leave: int) -> bool:
+        """Make a batch COMPRESSING with the output buffers that it needs; False if that would leave too few free."""
+        needed = self._outputs_needed(index)
+        if self._arena.outputs.count_free() < needed + leave:
+            return False
+        first = self._arena.outputs.claim(needed, owned(OUTPUT_FILLING, self._worker))
+        if first == NONE:
+            return False
+        self._descriptors.set_output(index, Output(first, needed, 0, 0))
+        self._descriptors.set_worker(index, self._worker)
+        self._arena.batch_states.store(index, COMPRESSING)
+        return True
 
     def _outputs_needed(self, index: int) -> int:
         raw_bytes = self._descriptors.sealed(index).raw_bytes
@@ -91,13 +130,8 @@ class Admission:
             arena.memory.store_u64(at.SEAL_HEAD_AT, head)
         else:
             return None
-        needed = self._outputs_needed(index)
-        first = arena.outputs.claim(needed, owned(OUTPUT_FILLING, self._worker))
-        if first == NONE:
+        if not self._claim(index, leave=arena.geometry.split_outputs):
             return None
-        self._descriptors.set_output(index, Output(first, needed, 0, 0))
-        self._descriptors.set_worker(index, self._worker)
-        arena.batch_states.store(index, COMPRESSING)
         arena.slabs.mark(self._descriptors.sealed(index).first_slab, owned(SLAB_COMPRESSING, self._worker))
         arena.memory.store_u64(at.SEAL_HEAD_AT, head + 1)
         return index

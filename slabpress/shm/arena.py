@@ -19,7 +19,7 @@ from slabpress.shm.states import OUTPUT_FREE, SLAB_FREE
 if TYPE_CHECKING:
     import mmap
 
-_GEOMETRY = struct.Struct("<8Q")
+_GEOMETRY = struct.Struct("<9Q")
 
 
 class Arena:

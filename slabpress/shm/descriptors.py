@@ -12,6 +12,7 @@ from typing import NamedTuple
 from slabpress._native import NONE
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
+from slabpress.shm.splits import Splits
 
 _SEAL = struct.Struct("<Qqqq")  # commit, base timestamp, max timestamp, created
 _OUTPUT = struct.Struct("<IIII")  # first output, output count, payload bytes, codec
@@ -60,6 +61,7 @@ class Descriptors:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._base = arena.layout.descriptors
+        self._splits = Splits(arena)
 
     def _at(self, index: int, field: int) -> int:
         return self._base + index * at.DESCRIPTOR_BYTES + field
@@ -71,6 +73,7 @@ class Descriptors:
         struct.pack_into("<Q", view, self._at(index, at.SEAL_NUMBER_AT), 0)
         fields = (partition_index, NONE, 0, NONE, *(0,) * (_WORDS_TO_CLEAR - 4))
         struct.pack_into(f"<{_WORDS_TO_CLEAR}I", view, self._at(index, at.PARTITION_INDEX_AT), *fields)
+        self._splits.reset(index)
 
     def set_seal_number(self, index: int, number: int) -> None:
         """Give the batch its place in the order, from 1 (coordinator, before SEALED)."""

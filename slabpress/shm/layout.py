@@ -42,6 +42,7 @@ ORPHANS_AT: Final = SEAL_HEAD_AT + 8
 # Line 4, written by the network process.
 METADATA_VERSION_AT: Final = 4 * LINE_BYTES
 REPORT_LENGTH_AT: Final = METADATA_VERSION_AT + 8
+SPLITS_AT: Final = REPORT_LENGTH_AT + 8  # u64: how often a broker found a batch, or a piece of one, too large
 # Counters: one line of u64 for the coordinator, two for the network process.
 COORDINATOR_COUNTERS_AT: Final = 5 * LINE_BYTES
 NETWORK_COUNTERS_AT: Final = 6 * LINE_BYTES
@@ -68,6 +69,7 @@ NETWORK_COUNTERS: Final = (
     "reconnects",
     "metadata_requests",
     "throttle_ms",
+    "splits",
 )
 WORKER_COUNTERS: Final = ("batches", "raw_bytes", "compressed_bytes", "busy_us", "sent_raw")
 
@@ -99,11 +101,21 @@ RETRIABLE_AT: Final = RECORD_ERROR_INDEX_AT + 4  # u32: 1 if sending the same re
 TEXT_LENGTH_AT: Final = RETRIABLE_AT + 4  # u32
 BASE_OFFSET_AT: Final = TEXT_LENGTH_AT + 4  # i64, or -1
 APPEND_TIME_AT: Final = BASE_OFFSET_AT + 8  # i64 ms, or -1 where the topic keeps CreateTime
-BATCH_HEADER_AT: Final = APPEND_TIME_AT + 8  # the 61 bytes that precede the records on the wire
+# Of a batch that the broker found too large, and that is sent in pieces (shm/splits.py).
+SPLIT_SOURCE_AT: Final = APPEND_TIME_AT + 8  # u32: first output buffer of the refused payload; NONE for a whole batch
+SPLIT_SOURCE_BYTES_AT: Final = SPLIT_SOURCE_AT + 4  # u32
+SPLIT_SOURCE_CODEC_AT: Final = SPLIT_SOURCE_BYTES_AT + 4  # u32
+SPLIT_FIRST_AT: Final = SPLIT_SOURCE_CODEC_AT + 4  # u32: the first record that has no result yet
+SPLIT_WANTED_AT: Final = SPLIT_FIRST_AT + 4  # u32: how many records the next piece is to have
+SPLIT_CEILING_AT: Final = SPLIT_WANTED_AT + 4  # u32: how many were too many
+SPLIT_REFUSED_BYTES_AT: Final = SPLIT_CEILING_AT + 4  # u32: bytes of the last payload that was too large
+PIECE_RECORDS_AT: Final = SPLIT_REFUSED_BYTES_AT + 4  # u32, worker: how many the piece in the output buffers has
+PIECE_MAX_TIMESTAMP_AT: Final = PIECE_RECORDS_AT + 4  # i64 ms, worker
+BATCH_HEADER_AT: Final = PIECE_MAX_TIMESTAMP_AT + 8  # the 61 bytes that precede the records on the wire
 BATCH_HEADER_BYTES: Final = 61
 TEXT_AT: Final = BATCH_HEADER_AT + 64  # UTF-8, the broker's words
-TEXT_BYTES: Final = 144
-DESCRIPTOR_BYTES: Final = TEXT_AT + TEXT_BYTES  # five cache lines, so that every u64 word is aligned
+TEXT_BYTES: Final = 168
+DESCRIPTOR_BYTES: Final = TEXT_AT + TEXT_BYTES  # six cache lines, so that every u64 word is aligned
 
 # --- topic entry --------------------------------------------------------------------------------------------
 TOPIC_WANTED_AT: Final = 0  # u32, coordinator: TOPIC_UNUSED or TOPIC_WANTED
@@ -137,6 +149,8 @@ class Geometry(NamedTuple):
     batch_count: int
     topic_count: int
     partition_count: int
+    # Output buffers that only pieces of split batches may take the last of (shm/admission.py).
+    split_outputs: int = 0
 
     @property
     def seal_ring_entries(self) -> int:

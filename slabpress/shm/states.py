@@ -9,7 +9,10 @@ admission lock, N the network process. While a state lasts, its owner alone may 
     SEALED       A      COMPRESSING         claims its output buffers, in seal order (laws 4 and 6)
     COMPRESSING  W      READY               fills the output buffers, then frees the slabs (law 7)
     READY        N      IN_FLIGHT, DONE     sends it; DONE when it expires first
-    IN_FLIGHT    N      READY, DONE         READY to try again, DONE with a result
+    IN_FLIGHT    N      READY, DONE, OVERSIZE, PARTIAL    READY to try again, DONE with a result, OVERSIZE if it
+                                            must be split, PARTIAL with the result of a piece that is not the last
+    OVERSIZE     A      COMPRESSING         claims output buffers for a piece (shm/splits.py)
+    PARTIAL      C      OVERSIZE            takes in the piece's result
     DONE         C      REPORTING, FREE     tells the handles the result
     REPORTING    C      FREE                runs the callbacks: a slow one holds descriptors, not memory (law 1)
 
@@ -18,6 +21,8 @@ admission lock, N the network process. While a state lasts, its owner alone may 
     OPEN         C      SEALED              FILLING        W      READY, FREE (what compression saved)
     SEALED       A      COMPRESSING         READY          N      IN_FLIGHT, FREE
     COMPRESSING  W      FREE                IN_FLIGHT      N      READY, FREE
+
+The source of a split batch, the payload that was too large, stays READY until the last piece has its result.
 
 A batch that has its result gives its output buffers back before it is DONE: its descriptor's first output is NONE
 from then on, and a READY or IN_FLIGHT batch without one is decided already (network/batches.py says why).
@@ -39,14 +44,31 @@ READY: Final = 4
 IN_FLIGHT: Final = 5
 DONE: Final = 6
 REPORTING: Final = 7
-BATCH_STATES: Final = ("free", "open", "sealed", "compressing", "ready", "in_flight", "done", "reporting")
+OVERSIZE: Final = 8
+PARTIAL: Final = 9
+BATCH_STATES: Final = (
+    "free",
+    "open",
+    "sealed",
+    "compressing",
+    "ready",
+    "in_flight",
+    "done",
+    "reporting",
+    "oversize",
+    "partial",
+)
+# Sealed, and without a result: what a network process that takes over has to do with.
+UNDER_WAY: Final = frozenset({SEALED, COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PARTIAL})
 BATCH_TRANSITIONS: Final[dict[int, frozenset[int]]] = {
     FREE: frozenset({OPEN}),
     OPEN: frozenset({SEALED, FREE}),
     SEALED: frozenset({COMPRESSING}),
     COMPRESSING: frozenset({READY}),
     READY: frozenset({IN_FLIGHT, DONE}),
-    IN_FLIGHT: frozenset({READY, DONE}),
+    IN_FLIGHT: frozenset({READY, DONE, OVERSIZE, PARTIAL}),
+    OVERSIZE: frozenset({COMPRESSING}),
+    PARTIAL: frozenset({OVERSIZE}),
     DONE: frozenset({REPORTING, FREE}),
     REPORTING: frozenset({FREE}),
 }

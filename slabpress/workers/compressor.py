@@ -1,6 +1,6 @@
 """One worker's work on one arena: be admitted to a batch, compress its slabs into its output buffers.
 
-    slabs (COMPRESSING) --codec--> output buffers (FILLING)
+    slabs (COMPRESSING) --codec--> output buffers (FILLING)    (of a split batch: its source, decompressed and cut)
     payload size into the descriptor, last                     <- nothing left to compress, whoever publishes
     publish: surplus FREE, output buffers READY, batch READY   <- from here the network process owns it
     slabs FREE                                                 <- law 7: only after the output is published
@@ -13,11 +13,13 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from slabpress._native import cut_records
 from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
-from slabpress.shm.descriptors import Descriptors, Output
+from slabpress.shm.descriptors import Descriptors, Output, Sealed
+from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
 from slabpress.workers.codecs import NOT_SMALLER, Codec
 
@@ -40,6 +42,7 @@ class Compressor:
         self.codec = codec
         self._control = control
         self._descriptors = Descriptors(arena)
+        self._splits = Splits(arena)
         self.admission = Admission(arena, worker)
         self._counters = at.WORKER_COUNTERS_AT + worker * at.LINE_BYTES
 
@@ -60,21 +63,37 @@ class Compressor:
         arena = self.arena
         batch = self._descriptors.sealed(index)
         output = self._descriptors.output(index)
-        chunks = arena.slabs.views(batch.first_slab, batch.raw_bytes)
+        split = self._splits.get(index)
+        if split.is_split:
+            chunks, raw_bytes = self._cut_piece(index, batch, split)
+        else:
+            chunks, raw_bytes = arena.slabs.views(batch.first_slab, batch.raw_bytes), batch.raw_bytes
         # The whole chain, whatever the count says: a dead predecessor may have stored the count of what it used, and
         # nothing is trimmed before the payload's size is there.
         room = len(arena.outputs.chain(output.first_output)) * arena.outputs.block_bytes
         buffers = arena.outputs.views(output.first_output, room)
         # A batch that kills one worker after the other is sent as it is: law 5 lets any batch go uncompressed.
         deadly = self._descriptors.deaths(index) >= DEATHS_MAX
-        payload_bytes = NOT_SMALLER if deadly else self.codec.compress(chunks, batch.raw_bytes, buffers)
+        payload_bytes = NOT_SMALLER if deadly else self.codec.compress(chunks, raw_bytes, buffers)
         codec = self.codec.id
         if payload_bytes < 0:
-            payload_bytes, codec = batch.raw_bytes, CODEC_NONE
+            payload_bytes, codec = raw_bytes, CODEC_NONE
             copy_stream(chunks, buffers)
         used = -(-payload_bytes // arena.outputs.block_bytes)
         self._descriptors.finish_output(index, Output(output.first_output, used, payload_bytes, codec))
-        self._count(batch.raw_bytes, payload_bytes, (time.monotonic_ns() - started_ns) // 1000)
+        self._count(raw_bytes, payload_bytes, (time.monotonic_ns() - started_ns) // 1000)
+
+    def _cut_piece(self, index: int, batch: Sealed, split: Split) -> tuple[list[memoryview], int]:
+        """The records of the next piece of a split batch, out of the payload that was too large (shm/splits.py)."""
+        # Rare, and needs a decoder: a worker that never splits does not pay for it.
+        from slabpress.workers.decoders import decompress, scratch
+
+        source = self.arena.outputs.views(split.source, split.source_bytes)
+        raw = decompress(split.source_codec, source, batch.raw_bytes)
+        piece = scratch(batch.raw_bytes)
+        raw_bytes, newest_ms, records = cut_records(raw, split.first, split.wanted, batch.base_timestamp_ms, piece)
+        self._splits.set_piece(index, records, newest_ms)
+        return [piece[:raw_bytes]], raw_bytes
 
     def _publish(self, index: int) -> None:
         """Give the batch to the network process, and what it no longer needs back to everybody."""

@@ -39,7 +39,7 @@ class _Desk:
         self.reporter.resolve([(batch, Outcome(None, offset, append_time_ms))])
 
     def fail(self, batch: Batch, text: str = "NAME: words") -> DeliveryError:
-        outcome = outcome_of(batch, Result(87, -1, -1, -1, retriable=False, text=text))
+        outcome = outcome_of(batch, Result(87, -1, -1, -1, retriable=False, text=text), batch.records)
         self.reporter.resolve([(batch, outcome)])
         assert isinstance(outcome.error, DeliveryError)
         return outcome.error
@@ -121,7 +121,7 @@ def test_a_failed_record_raises_what_the_broker_said(desk: _Desk) -> None:
 def test_every_result_has_its_error(
     desk: _Desk, result: Result, kind: type[DeliveryError], name: str, code: int | None, text: str
 ) -> None:
-    outcome = outcome_of(desk.batch(), result)
+    outcome = outcome_of(desk.batch(), result, 3)
     error = outcome.error
     assert type(error) is kind
     assert (error.name, error.code, error.retriable) == (name, code, result.retriable)
