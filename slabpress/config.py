@@ -20,7 +20,14 @@ from slabpress.units import format_bytes, parse_bytes
 
 CompressionType = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
-_SIZES: Final = ("buffer_memory", "batch_size", "max_request_size", "slab_size", "send_buffer_bytes")
+_SIZES: Final = (
+    "buffer_memory",
+    "batch_size",
+    "max_request_size",
+    "slab_size",
+    "send_buffer_bytes",
+    "receive_buffer_bytes",
+)
 _ACKS: Final[dict[object, int]] = {"all": -1, "-1": -1, -1: -1, "0": 0, 0: 0, "1": 1, 1: 1}
 _SERVER: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s:\[\]]+)):(?P<port>\d{1,5})")
 SLAB_BYTES_MIN: Final = 1024
@@ -42,6 +49,8 @@ PIPELINE_SETTINGS: Final = (
     "connections_max_idle_ms",
     "socket_connection_setup_timeout_ms",
     "send_buffer_bytes",
+    "receive_buffer_bytes",
+    "planned_brokers",
     "workers",
 )
 
@@ -106,8 +115,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(ge=1, le=MAX_MILLISECONDS, description="How long one connection attempt may take.")
     ] = 10_000
     send_buffer_bytes: Annotated[
-        int, Meta(ge=-1, le=1 << 30, description="SO_SNDBUF of each connection; -1: the system's default.")
-    ] = -1
+        int, Meta(ge=-1, le=1 << 30, description="SO_SNDBUF of each connection; -1 leaves it to the system.")
+    ] = 128 * 1024
+    receive_buffer_bytes: Annotated[
+        int, Meta(ge=-1, le=1 << 30, description="SO_RCVBUF of each connection; -1 leaves it to the system.")
+    ] = 32 * 1024
+    planned_brokers: Annotated[
+        int,
+        Meta(ge=1, le=10_000, description="Connections that the plan counts; with more a warning is logged."),
+    ] = 4
     workers: Annotated[
         int,
         Meta(ge=0, le=WORKERS_MAX, description="Compression processes; auto (0): the CPUs this process may use."),

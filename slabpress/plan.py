@@ -1,15 +1,17 @@
 """The memory plan: every byte, computed from the settings before anything starts.
 
-    plan = arena + control block + workers x (codec workspace + worker process) + network process + coordinator
+    plan = arena + workers x (process + codec workspace + split workspace) + network process + coordinator + kernel
 
 The arena's part is exact: it is allocated at once and never changes. The processes' parts are what their
-interpreters and imports take (PSS, measured by ``python -m bench.footprint``), plus what they may allocate. Producers
-that share a ``Pipeline`` share the lines of its processes; their arenas add up.
+interpreters and imports take (PSS, measured by ``python -m bench.footprint``), plus what they may allocate: so many
+bytes for each topic-partition, each batch, each output buffer, none for each record. Producers that share a
+``Pipeline`` share the lines of its processes; the others add up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from slabpress.codec_memory import split_workspace_bytes, workspace_bytes
@@ -23,9 +25,20 @@ from slabpress.units import format_bytes
 # Footprints: PSS without the arena, rounded up, of each idle process on CPython 3.11 to 3.13, x86-64 Linux.
 WORKER_PROCESS_BYTES: Final = 10 << 20
 NETWORK_PROCESS_BYTES: Final = 18 << 20
-# What the network process keeps of each topic-partition: its queue, its leader, its share of a metadata answer.
-NETWORK_BYTES_PER_PARTITION: Final = 1280
 COORDINATOR_BYTES: Final = 10 << 20
+# Python objects, measured with tracemalloc and rounded up. Of each topic-partition the network process keeps its
+# queue and its timers; of each batch under way who it is and where, and a view of each of its output buffers.
+NETWORK_BYTES_PER_PARTITION: Final = 768
+NETWORK_BYTES_PER_BATCH: Final = 640
+NETWORK_BYTES_PER_OUTPUT: Final = 256
+# The largest response that is read; those of Metadata are the large ones.
+NETWORK_RESPONSE_BYTES: Final = 4 << 20
+COORDINATOR_BYTES_PER_BATCH: Final = 640
+# One page table entry of 8 bytes for each page of 4 KiB.
+_PAGE_TABLE_SHARE: Final = 512
+# The kernel doubles what SO_SNDBUF and SO_RCVBUF ask for, to have room for its own bookkeeping (socket(7)).
+_SOCKET_FACTOR: Final = 2
+_SYSTEM_SOCKET_BYTES: Final = {"tcp_wmem": 4 << 20, "tcp_rmem": 6 << 20}
 
 # Whose bytes a line counts.
 ARENA: Final = "arena"
@@ -33,8 +46,10 @@ CONTROL: Final = "control block"
 WORKER: Final = "worker"
 NETWORK: Final = "network process"
 COORDINATOR: Final = "coordinator"
+KERNEL: Final = "kernel"
 CODEC_LINE: Final = "codec workspace"
 SPLIT_LINE: Final = "split workspace"
+COORDINATOR_LINE: Final = "coordinator process"
 
 _SLAB_BYTES_LEAST: Final = 4 * 1024
 _SLAB_BYTES_MOST: Final = 64 * 1024
@@ -127,7 +142,7 @@ class PipelinePlan(NamedTuple):
         splitting: list[PlanLine] = []
         for line in (line for plan in producers for line in plan.lines):
             key = line._replace(units=0)
-            if line.part in (ARENA, NETWORK):
+            if line.part in (ARENA, NETWORK, COORDINATOR, KERNEL):
                 units[key] = units.get(key, 0) + line.units
             elif line.name == CODEC_LINE:
                 units[key] = workers  # producers with the same codec share its workspace: one batch at a time
@@ -143,9 +158,7 @@ class PipelinePlan(NamedTuple):
 
     def by_part(self) -> dict[str, int]:
         """Bytes of each part, the workers one by one."""
-        sums: dict[str, int] = {}
-        for line in self.lines:
-            sums[line.part] = sums.get(line.part, 0) + line.total_bytes
+        sums = bytes_by_part(self.lines)
         each = sums.pop(WORKER, 0) // max(1, self.workers)
         return sums | {f"{WORKER} {number}": each for number in range(self.workers)}
 
@@ -160,6 +173,14 @@ class PipelinePlan(NamedTuple):
     def table(self) -> str:
         """The plan as a table for people."""
         return _table(self.lines)
+
+
+def bytes_by_part(lines: Iterable[PlanLine]) -> dict[str, int]:
+    """Bytes of each part: the arena, all workers together, and so on."""
+    sums: dict[str, int] = {}
+    for line in lines:
+        sums[line.part] = sums.get(line.part, 0) + line.total_bytes
+    return sums
 
 
 def _table(lines: tuple[PlanLine, ...]) -> str:
@@ -189,7 +210,7 @@ def plan_memory(config: Config) -> MemoryPlan:
         ConfigError: buffer_memory is too small to hold even two slabs and two output buffers.
     """
     plan = plan_producer(config, workers_of(config))
-    return plan._replace(lines=(*plan.lines, *process_lines(plan.workers)))
+    return plan._replace(lines=(*plan.lines, *process_lines(config, plan.workers)))
 
 
 def plan_producer(config: Config, workers: int) -> MemoryPlan:
@@ -243,19 +264,38 @@ def _lines(config: Config, plan: MemoryPlan) -> tuple[PlanLine, ...]:
         PlanLine("arena: tables", 1, layout.slabs + unused, f"{geometry.batch_count} descriptors", ARENA),
         PlanLine("arena: slabs", geometry.slab_count, geometry.slab_bytes, "records, as they are sent", ARENA),
         PlanLine("arena: output buffers", geometry.output_count, geometry.output_bytes, "until acknowledged", ARENA),
+        PlanLine("network: partitions", geometry.partition_count, NETWORK_BYTES_PER_PARTITION, "queues", NETWORK),
+        PlanLine("network: batches", geometry.batch_count, NETWORK_BYTES_PER_BATCH, "under way", NETWORK),
+        PlanLine("network: views", geometry.output_count, NETWORK_BYTES_PER_OUTPUT, "of output buffers", NETWORK),
+        PlanLine("coordinator: batches", geometry.batch_count, COORDINATOR_BYTES_PER_BATCH, "under way", COORDINATOR),
         PlanLine(
-            "network: partitions", geometry.partition_count, NETWORK_BYTES_PER_PARTITION, "queues and leaders", NETWORK
+            "kernel: page tables", plan.workers + 2, geometry.arena_bytes // _PAGE_TABLE_SHARE, "of the arena", KERNEL
         ),
         PlanLine(CODEC_LINE, plan.workers, codec_bytes, f"{config.compression_type}{level}, one a worker", WORKER),
         PlanLine(SPLIT_LINE, plan.workers, split_bytes, "for batches that the broker finds too large", WORKER),
     )
 
 
-def process_lines(workers: int) -> tuple[PlanLine, ...]:
+def process_lines(config: Config, workers: int) -> tuple[PlanLine, ...]:
     """What a set of processes takes, whatever the producers."""
+    sockets = _socket_bytes(config.send_buffer_bytes, "tcp_wmem") + _socket_bytes(
+        config.receive_buffer_bytes, "tcp_rmem"
+    )
     return (
         PlanLine("control block", 1, CONTROL_BYTES, "process states and doorbells", CONTROL),
         PlanLine("worker process", workers, WORKER_PROCESS_BYTES, "interpreter and codec library", WORKER),
         PlanLine("network process", 1, NETWORK_PROCESS_BYTES, "interpreter, protocol, connections", NETWORK),
-        PlanLine("coordinator", 1, COORDINATOR_BYTES, "what the import adds to your process", COORDINATOR),
+        PlanLine("network: response", 1, NETWORK_RESPONSE_BYTES, "the largest that is read", NETWORK),
+        PlanLine(COORDINATOR_LINE, 1, COORDINATOR_BYTES, "what the import adds to your process", COORDINATOR),
+        PlanLine("kernel: sockets", config.planned_brokers, sockets, "buffers of a broker's connection", KERNEL),
     )
+
+
+def _socket_bytes(wanted: int, system: str) -> int:
+    """The most that the kernel keeps for one direction of a connection; ``wanted`` -1 is up to the system."""
+    if wanted >= 0:
+        return _SOCKET_FACTOR * wanted
+    try:
+        return int(Path("/proc/sys/net/ipv4", system).read_text().split()[2])
+    except (OSError, ValueError, IndexError):
+        return _SYSTEM_SOCKET_BYTES[system]

@@ -56,7 +56,7 @@ class Pipeline:
         checked = Config.of(bootstrap_servers, **settings, delivery_timeout_ms=MAX_MILLISECONDS)
         self._settings = {name: getattr(checked, name) for name in PIPELINE_SETTINGS}
         self._workers = self._settings["workers"] = workers_of(checked)
-        lines = process_lines(self._workers)
+        lines = process_lines(checked, self._workers)
         check_memory(lines, "the processes")
         self._closing = threading.RLock()
         self._coordinator = Coordinator(roles_of(checked, self._workers), self._workers, lines)

@@ -67,7 +67,7 @@ class Producer:
     @staticmethod
     def _processes(config: Config) -> Coordinator:
         workers = workers_of(config)
-        return Coordinator(roles_of(config, workers), workers, process_lines(workers))
+        return Coordinator(roles_of(config, workers), workers, process_lines(config, workers))
 
     @classmethod
     def _join(

@@ -134,6 +134,8 @@ _RANGES = {
     "connections_max_idle_ms": (1000, MAX_MILLISECONDS),
     "socket_connection_setup_timeout_ms": (1, MAX_MILLISECONDS),
     "send_buffer_bytes": (-1, 1 << 30),
+    "receive_buffer_bytes": (-1, 1 << 30),
+    "planned_brokers": (1, 10_000),
     "workers": (0, WORKERS_MAX),
     "slab_size": (0, SLAB_BYTES_MAX),
     "max_topic_partitions": (0, 1 << 20),
@@ -189,7 +191,10 @@ def test_a_number_of_a_wrong_type_is_refused(name: str, value: Any) -> None:
     assert _refusal(**{name: value}).startswith(f"{name} is {value!r}: expected `int`, got ")
 
 
-@pytest.mark.parametrize("name", ["buffer_memory", "batch_size", "max_request_size", "slab_size", "send_buffer_bytes"])
+@pytest.mark.parametrize(
+    "name",
+    ["buffer_memory", "batch_size", "max_request_size", "slab_size", "send_buffer_bytes", "receive_buffer_bytes"],
+)
 def test_sizes_may_be_words(name: str) -> None:
     assert getattr(Config.of("a:1", **{name: "64 KiB"}), name) == 65536
     assert _refusal(**{name: "much"}) == (

@@ -114,6 +114,8 @@ def _send(servers: str, settings: dict[str, Any], topic: str, records: Records, 
 
 
 def _show(source: str, records: Records, sent: Sent) -> None:
+    from slabpress.plan import WORKER, bytes_by_part
+
     count, octets, seconds, wire = len(records.values), records.octets, sent.seconds, max(1, sent.wire_bytes)
     rows = (
         ("prepared", f"{count:,} lines of {source}, all in memory before the first was sent"),
@@ -127,7 +129,11 @@ def _show(source: str, records: Records, sent: Sent) -> None:
     for name, text in rows:
         print(f"{name:12} {text}")
     share = 100 * sent.peak_bytes / sent.plan.total_bytes
-    print(f"\n{sent.plan.table()}")
+    print("\nmemory planned before the first record (`slabpress plan` shows every line)")
+    for part, amount in bytes_by_part(sent.plan.lines).items():
+        name = f"{sent.plan.workers} workers" if part == WORKER else part
+        print(f"  {name:16} {format_bytes(amount):>10}")
+    print(f"  {'total':16} {format_bytes(sent.plan.total_bytes):>10}")
     peak = f"{format_bytes(sent.peak_bytes)}, {share:.0f} % of the plan"
     print(f"measured peak: {peak} (arena, and PSS of all its processes in {sent.samples} samples)\n")
 

@@ -24,7 +24,7 @@ from slabpress.network.queues import Batch, PartitionQueue
 from slabpress.results import DELIVERED
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Result
-from slabpress.shm.layout import BATCH_HEADER_BYTES, NETWORK_COUNTERS, NETWORK_COUNTERS_AT
+from slabpress.shm.layout import BATCH_HEADER_BYTES, CONNECTIONS_MOST_AT, NETWORK_COUNTERS, NETWORK_COUNTERS_AT
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     DONE,
@@ -258,6 +258,11 @@ class ArenaBatches:
         else:
             self._drop_source(index)
             self.arena.batch_states.store(index, DONE)
+
+    def note_connections(self, now_open: int) -> None:
+        """Keep the most connections that were ever open at a time."""
+        if now_open > self.arena.memory.load_u64(CONNECTIONS_MOST_AT):
+            self.arena.memory.store_u64(CONNECTIONS_MOST_AT, now_open)
 
     def count(self, counter: str, amount: int = 1) -> None:
         """Add to one of the network process's counters."""

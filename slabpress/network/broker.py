@@ -151,7 +151,9 @@ class Broker:
         while self._endpoints:
             self._endpoint = self._endpoints.popleft()
             try:
-                self._transport = TcpTransport(self._endpoint, settings.send_buffer_bytes)
+                self._transport = TcpTransport(
+                    self._endpoint, settings.send_buffer_bytes, settings.receive_buffer_bytes
+                )
             except OSError as error:
                 self.last_error = error_words(error)
                 continue

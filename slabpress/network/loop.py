@@ -238,7 +238,9 @@ class Loop:
     # The owner's side of Broker.
 
     def became_ready(self, broker: Broker) -> None:
-        """Count connections after the first."""
+        """Count connections: those at a time, which the plan counts, and those after a broker's first."""
+        for arena in self.arenas.values():
+            arena.note_connections(sum(other.is_ready for other in self.brokers))
         if broker.established > 1:
             self._count("reconnects")
 

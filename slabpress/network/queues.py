@@ -15,7 +15,6 @@ The first batch of a queue that is not on the wire is its head. A queue is at mo
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -105,7 +104,7 @@ class PartitionQueue:
         self.source = source
         self.topic = topic
         self.number = number
-        self.waiting: deque[Batch] = deque()
+        self.waiting: list[Batch] = []  # short, mostly empty; an empty deque takes 700 bytes more
         self.in_flight = 0
         self.leader: int | None = None
         self.retry_at_ns = 0
@@ -198,7 +197,7 @@ class Queues:
         sources = {} if queue.leader is None else self.sendable.get(queue.leader, {})
         if (own := sources.pop(queue.source.number, None)) is not None:
             sources[queue.source.number] = own
-        queue.waiting.popleft()
+        queue.waiting.pop(0)
         queue.in_flight += 1
         if queue.waiting:
             self._settle(queue, now)
@@ -223,7 +222,7 @@ class Queues:
     def drop_head(self, batch: Batch, now: int) -> None:
         """Note that a head will never be sent."""
         self._withdraw(batch.queue)
-        batch.queue.waiting.popleft()
+        batch.queue.waiting.pop(0)
         self._settle(batch.queue, now)
 
     def next_time_ns(self) -> int | None:
@@ -268,7 +267,7 @@ class Queues:
             if now < head.deadline_ns:
                 self._place(queue, head, now)
                 return
-            queue.waiting.popleft()
+            queue.waiting.pop(0)
             self.expired.append(head)
 
     def _place(self, queue: PartitionQueue, head: Batch, now: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class NetworkSettings(NamedTuple):
-    """Kafka's names and meanings; times in ms. -1 leaves ``send_buffer_bytes`` to the system, idle connections open."""
+    """Kafka's names and meanings; times in ms. -1 leaves a socket's buffer to the system, idle connections open."""
 
     bootstrap_servers: list[str]
     client_id: str
@@ -19,6 +19,7 @@ class NetworkSettings(NamedTuple):
     metadata_max_age_ms: int
     socket_connection_setup_timeout_ms: int
     send_buffer_bytes: int
+    receive_buffer_bytes: int
     connections_max_idle_ms: int
 
     @classmethod

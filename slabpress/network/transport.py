@@ -33,10 +33,10 @@ class TcpTransport:
 
     Args:
         endpoint: where to connect to; the attempt begins at once.
-        send_buffer_bytes: the socket's send buffer, -1 to leave it to the system.
+        send_buffer_bytes, receive_buffer_bytes: the socket's buffers, -1 to leave one to the system.
     """
 
-    def __init__(self, endpoint: Endpoint, send_buffer_bytes: int) -> None:
+    def __init__(self, endpoint: Endpoint, send_buffer_bytes: int, receive_buffer_bytes: int = -1) -> None:
         self._socket = socket.socket(endpoint.family, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(0)
@@ -45,6 +45,8 @@ class TcpTransport:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if send_buffer_bytes >= 0:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+            if receive_buffer_bytes >= 0:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
             with contextlib.suppress(BlockingIOError):
                 self._socket.connect(endpoint.address)
         except BaseException:

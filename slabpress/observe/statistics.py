@@ -19,10 +19,11 @@ class MemoryFigure(NamedTuple):
     """Planned beside measured bytes of one part.
 
     Attributes:
-        name: "arena" (all of them), "control block", "network process", "worker 0", ..., "coordinator".
+        name: "arena" (all of them), "control block", "network process", "worker 0", ..., "coordinator", "kernel".
         planned_bytes: its lines of the plan.
         measured_bytes: what it takes now, PSS without the arenas where the system tells (else USS); None for the
-            coordinator, whose part of your own process cannot be told from the rest of it.
+            coordinator, whose part of your own process cannot be told from the rest of it, and for the kernel's
+            buffers.
     """
 
     name: str

@@ -30,8 +30,7 @@ from slabpress.pipeline.batch import DoneCallback
 from slabpress.pipeline.child import Role
 from slabpress.pipeline.session import Session
 from slabpress.pipeline.supervisor import END_TIMEOUT_S, Supervisor
-from slabpress.plan import ARENA, CONTROL, MemoryPlan, PipelinePlan, PlanLine
-from slabpress.plan import COORDINATOR as COORDINATOR_PART
+from slabpress.plan import ARENA, CONTROL, COORDINATOR_LINE, MemoryPlan, PipelinePlan, PlanLine
 from slabpress.shm.admission import Admission
 from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.handover import ArenaGrant
@@ -276,7 +275,7 @@ def check_memory(lines: tuple[PlanLine, ...], what: str) -> None:
 
     The coordinator's own line is taken already: this process has imported what it needs.
     """
-    total_bytes = sum(line.total_bytes for line in lines if line.part != COORDINATOR_PART)
+    total_bytes = sum(line.total_bytes for line in lines if line.name != COORDINATOR_LINE)
     available = memory_available_bytes()
     if available is not None and total_bytes > available:
         raise MemoryShortError(

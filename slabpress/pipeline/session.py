@@ -6,6 +6,7 @@ is due (``turn``), and asks when to come again (``rest``).
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -31,6 +32,8 @@ from slabpress.shm.states import OVERSIZE
 from slabpress.shm.topics import TopicTable
 
 _NUDGE_S: Final = 1.0
+
+logger = logging.getLogger("slabpress")
 
 
 class Session:
@@ -74,6 +77,8 @@ class Session:
             self.arena.close()
             raise
         self._next_nudge = 0.0
+        self._connections_most = 0
+        self._connections_said = False
         self._last_statistics: Statistics | None = None
 
     # --- for the coordinator's background thread --------------------------------------------------------------
@@ -90,6 +95,7 @@ class Session:
                 self.sender.lookup.changed.notify_all()
             self._take_pieces()
             self._nudge()
+        self._say_connections()
         self._resolve(done)
 
     def _take_pieces(self) -> None:
@@ -132,11 +138,20 @@ class Session:
         if now < self._next_nudge or not self.accumulator.has_unfinished():
             return
         self._next_nudge = now + _NUDGE_S
+        self._connections_most = self.arena.memory.load_u64(at.CONNECTIONS_MOST_AT)
         self._control.wake(NETWORK)
         waits = self.arena.seal_head != self.arena.seal_tail or self._splits.any_ever()
         if waits or self.arena.memory.load_u64(at.ORPHANS_AT):
             for slot in self._control.workers:
                 self._control.wake(slot)
+
+    def _say_connections(self) -> None:
+        """Say once that there are more connections than the plan counts. Without the lock: a handler may send."""
+        most, planned = self._connections_most, self.config.planned_brokers
+        if most > planned and not self._connections_said:
+            self._connections_said = True
+            text = "the network process has had %s connections at a time, the plan counts %s: set planned_brokers=%s"
+            logger.warning(text, most, planned, most)
 
     def _resolve(self, done: list[Batch]) -> None:
         if done:

@@ -56,6 +56,7 @@ ATTACHED_AT: Final = REPORT_AT + REPORT_BYTES
 ATTACHED_SLOTS: Final = 2 + WORKERS_MAX
 HEADER_BYTES: Final = -(-(ATTACHED_AT + 4 * ATTACHED_SLOTS) // PAGE_BYTES) * PAGE_BYTES
 
+CONNECTIONS_MOST_AT: Final = NETWORK_COUNTERS_AT + 12 * 8
 COORDINATOR_COUNTERS: Final = ("records", "record_bytes", "batches_sealed", "room_waits")
 NETWORK_COUNTERS: Final = (
     "records_delivered",
@@ -70,6 +71,7 @@ NETWORK_COUNTERS: Final = (
     "metadata_requests",
     "throttle_ms",
     "splits",
+    "connections_most",  # at a time, ever
 )
 WORKER_COUNTERS: Final = ("batches", "raw_bytes", "compressed_bytes", "busy_us", "sent_raw")
 

@@ -53,6 +53,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "metadata_max_age_ms": 300_000,
     "socket_connection_setup_timeout_ms": 5_000,
     "send_buffer_bytes": -1,
+    "receive_buffer_bytes": -1,
     "connections_max_idle_ms": 540_000,
 }
 DELIVERY: Final[dict[str, Any]] = {"acks": -1, "delivery_timeout_ms": 30_000, "max_request_size": 1_048_576}

@@ -214,7 +214,7 @@ class InstantProducer(Producer):
 
     @staticmethod
     def _processes(config: Config) -> Coordinator:
-        return Coordinator([], config.workers, process_lines(config.workers))
+        return Coordinator([], config.workers, process_lines(config, config.workers))
 
 
 class Rig:
