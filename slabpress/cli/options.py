@@ -106,6 +106,9 @@ def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
         allow_abbrev=False,
     )
     _add_settings(parser)
+    parser.add_argument(
+        "--producers", type=_positive, default=1, metavar="N", help="so many of them on one Pipeline (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON, in bytes")
 
 

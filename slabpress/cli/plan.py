@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from slabpress.cli.options import settings_of
 from slabpress.config import Config
-from slabpress.plan import MemoryPlan, plan_memory
+from slabpress.plan import MemoryPlan, PipelinePlan, plan_memory, plan_producer, process_lines, workers_of
 from slabpress.units import format_bytes
 
 if TYPE_CHECKING:
@@ -19,13 +19,21 @@ _ANY_SERVER: Final = "localhost:9092"
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan and return 0."""
-    plan = plan_memory(Config.of(_ANY_SERVER, **settings_of(arguments)))
+    config = Config.of(_ANY_SERVER, **settings_of(arguments))
+    plan = plan_memory(config)
+    whole = plan if arguments.producers == 1 else _shared(config, arguments.producers)
     if arguments.json:
-        print(json.dumps(plan.as_dict(), indent=2))
+        print(json.dumps(whole.as_dict(), indent=2))
     else:
-        print(plan.table())
+        print(whole.table())
         print(f"\n{sizes(plan)}")
     return 0
+
+
+def _shared(config: Config, producers: int) -> PipelinePlan:
+    """The plan of a Pipeline with so many producers of these settings."""
+    one = plan_producer(config, workers_of(config))
+    return PipelinePlan.of(one.workers, process_lines(config, one.workers), [one] * producers)
 
 
 def sizes(plan: MemoryPlan) -> str:
