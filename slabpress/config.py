@@ -68,6 +68,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(description="Who must have a batch: 0 nobody, 1 its leader, all (-1) every in-sync replica."),
     ] = -1
+    enable_idempotence: Annotated[
+        bool,
+        Meta(
+            description="The brokers recognize what is sent twice, and keep the order (KIP-98). Needs acks=all, and is "
+            "off where acks is set to 0 or 1."
+        ),
+    ] = True
     compression_type: Annotated[
         CompressionType, Meta(description="none, gzip, snappy, lz4 or zstd; done by the worker processes.")
     ] = "none"
@@ -152,6 +159,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         values["bootstrap_servers"] = _servers(bootstrap_servers)
         if "acks" in values:
             values["acks"] = _acks(values["acks"])
+            # As Java's producer does it: who asks for fewer acks goes without, unless both are asked for.
+            values.setdefault("enable_idempotence", values["acks"] == _ACKS["all"])
         if values.get("workers") == "auto":
             values["workers"] = 0
         if values.get("compression_type", "none") not in LEVELS:
@@ -231,6 +240,8 @@ def _convert(cls: type[Config], values: dict[str, Any]) -> Config:
 
 def _check_together(config: Config) -> None:
     """What single values cannot say: raise ConfigError where two settings contradict each other."""
+    if config.enable_idempotence and config.acks != _ACKS["all"]:
+        raise ConfigError(f"enable_idempotence needs acks=all, but acks is {config.acks}: leave one of them out")
     least = config.linger_ms + config.request_timeout_ms
     if config.delivery_timeout_ms < least:
         raise ConfigError(

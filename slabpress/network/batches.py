@@ -21,6 +21,7 @@ from crc32c import crc32c
 from slabpress._native import NONE
 from slabpress.network.outcomes import Outcome
 from slabpress.network.queues import Batch, PartitionQueue
+from slabpress.network.sequences import UNIDENTIFIED, Sequences
 from slabpress.results import DELIVERED
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Result
@@ -46,6 +47,8 @@ _HEADER_START: Final = struct.Struct(">qiibI")  # base offset, length, leader ep
 _HEADER_REST: Final = struct.Struct(">hiqqqhii")  # the fields that make_bytes names
 _CRC_FROM: Final = _HEADER_START.size
 _MAGIC: Final = 2
+# What brokers remember of a partition's batches (ProducerStateEntry.NUM_BATCHES_TO_RETAIN).
+_IDEMPOTENT_IN_FLIGHT: Final = 5
 # The length field counts what follows it: all but the base offset and itself.
 _BYTES_BEFORE_LENGTH_COUNTS: Final = 12
 
@@ -56,10 +59,16 @@ class ArenaBatches:
     Args:
         number: the arena's number in this set of processes.
         arena: the arena.
-        settings: its producer's settings: ``acks``, ``delivery_timeout_ms``, ``max_request_size``.
+        settings: its producer's settings: ``acks``, ``delivery_timeout_ms``, ``max_request_size``,
+            ``enable_idempotence``.
 
     Attributes:
         acks: the producer's acks: -1, 0 or 1.
+        idempotent: batches carry a producer id and sequences.
+        in_flight_limit: batches of one topic-partition on the wire at a time. Brokers know the last 5 again; without
+            sequences a second one could pass one that is tried again (librdkafka#1092).
+        sequences: the sequences, for an idempotent producer.
+        refused_id: what its batches get where the cluster gives it no producer id.
         retired: its producer was closed: nothing of it is sent any more, nobody waits for a result.
         queues: for each partition index its queue, once it had a batch.
     """
@@ -72,6 +81,10 @@ class ArenaBatches:
         self.delivery_timeout_ms = int(settings["delivery_timeout_ms"])
         self.max_request_bytes = int(settings["max_request_size"])
         self.retired = False
+        self.idempotent = bool(settings["enable_idempotence"])
+        self.in_flight_limit = _IDEMPOTENT_IN_FLIGHT if self.idempotent else 1
+        self.sequences = Sequences(arena)
+        self.refused_id: Outcome | None = None
         self.queues: list[PartitionQueue | None] = [None] * arena.geometry.partition_count
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
@@ -82,6 +95,9 @@ class ArenaBatches:
         """Make order after a predecessor that died: its batches on the wire are READY to be sent again."""
         states = self.arena.batch_states
         held: set[int] = set()
+        for index in (index for state in UNDER_WAY for index in states.find_all(state)):
+            sealed = self._descriptors.sealed(index)
+            self.sequences.mend(index, sealed.partition_index, self._splits.get(index).first, sealed.records)
         for state in (READY, IN_FLIGHT):
             for index in states.find_all(state):
                 first, split = self._descriptors.output(index).first_output, self._splits.get(index)
@@ -122,7 +138,7 @@ class ArenaBatches:
         queue = self.queues[sealed.partition_index]
         if queue is None:
             topic_index, number = self.topics.partition(sealed.partition_index)
-            queue = PartitionQueue(self, self.topics.name(topic_index), number)
+            queue = PartitionQueue(self, self.topics.name(topic_index), number, sealed.partition_index)
             self.queues[sealed.partition_index] = queue
         deadline_ns = sealed.created_ns + self.delivery_timeout_ms * 1_000_000
         return Batch(queue, index, seal_number, deadline_ns)
@@ -135,15 +151,30 @@ class ArenaBatches:
         """Every READY batch."""
         return self.arena.batch_states.find_all(READY)
 
+    def measure(self, batch: Batch) -> None:
+        """Learn what a READY batch holds, and how many bytes it will be."""
+        if batch.size:
+            return
+        split = self._splits.get(batch.index)
+        output = self._descriptors.output(batch.index)
+        batch.records = split.piece_records if split.is_split else self._descriptors.sealed(batch.index).records
+        batch.payload_bytes = output.payload_bytes
+        batch.size = BATCH_HEADER_BYTES + output.payload_bytes
+        batch.codec = output.codec
+
     def make_bytes(self, batch: Batch) -> None:
-        """Write the header of a READY batch, once: a retry sends the same bytes (law 8)."""
+        """Write the header of a batch that is about to be sent; a retry sends the same bytes (law 8)."""
         if batch.parts:
             return
+        self.measure(batch)
         sealed = self._descriptors.sealed(batch.index)
         split = self._splits.get(batch.index)
-        records, newest_ms = sealed.records, sealed.max_timestamp_ms
-        if split.is_split:
-            records, newest_ms = split.piece_records, split.piece_max_timestamp_ms
+        identity = UNIDENTIFIED
+        if self.idempotent:
+            given = self.sequences.assign(batch.index, sealed.partition_index, split.first, sealed.records)
+            if given is None:
+                raise ValueError("a batch of an idempotent producer is sent before there is a producer id")
+            identity = given
         output = self._descriptors.output(batch.index)
         payload = self.arena.outputs.views(output.first_output, output.payload_bytes)
         header = self._descriptors.header(batch.index)
@@ -151,23 +182,24 @@ class ArenaBatches:
             header,
             _CRC_FROM,
             output.codec,  # attributes: the codec; no bit set for CreateTime, not transactional, no control
-            records - 1,  # last offset delta
+            batch.records - 1,  # last offset delta
             sealed.base_timestamp_ms,
-            newest_ms,
-            -1,  # producer id
-            -1,  # producer epoch
-            -1,  # base sequence
-            records,
+            split.piece_max_timestamp_ms if split.is_split else sealed.max_timestamp_ms,
+            *identity,  # producer id, producer epoch, base sequence
+            batch.records,
         )
         checksum = crc32c(header[_CRC_FROM:])
         for view in payload:
             checksum = crc32c(view, checksum)
-        batch.size = BATCH_HEADER_BYTES + output.payload_bytes
         _HEADER_START.pack_into(header, 0, 0, batch.size - _BYTES_BEFORE_LENGTH_COUNTS, -1, _MAGIC, checksum)
-        batch.payload_bytes = output.payload_bytes
-        batch.records = records
-        batch.codec = output.codec
         batch.parts = [header, *payload]
+
+    def begin_anew(self, queue: PartitionQueue) -> None:
+        """A topic-partition whose sequences the broker no longer follows: its batches get new ones."""
+        for batch in queue.waiting:
+            batch.parts = []
+        self.sequences.begin_anew(queue.index)
+        self.count("epochs_begun")
 
     def attempts(self, batch: Batch) -> int:
         """How often the batch was sent."""
@@ -190,7 +222,7 @@ class ArenaBatches:
         """IN_FLIGHT becomes OVERSIZE: what was sent, several records, is more than the broker takes at once."""
         index = batch.index
         output, split = self._descriptors.output(index), self._splits.get(index)
-        batch.parts = []
+        batch.parts, batch.size = [], 0
         if split.is_split:
             self._splits.halve(index, batch.records, output.payload_bytes)
             self._descriptors.set_output(index, output._replace(first_output=split.source))
@@ -216,6 +248,7 @@ class ArenaBatches:
     def _finish(self, batch: Batch, outcome: Outcome, records: int, *, last: bool) -> None:
         """Store a result in the order that the head of this module explains."""
         index = batch.index
+        batch.size = 0
         self._descriptors.set_result(
             index,
             Result(

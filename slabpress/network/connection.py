@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from slabpress.network.messages import (
     API_VERSIONS,
+    INIT_PRODUCER_ID,
     METADATA,
     PRODUCE,
     common_version,
@@ -251,7 +252,7 @@ class Connection:
             return
         if answer.error != 0:
             raise NegotiationError(f"ApiVersions v{self._asked} failed: {error_name(answer.error)}")
-        for api in (PRODUCE, METADATA):
+        for api in (PRODUCE, METADATA, INIT_PRODUCER_ID):
             version = common_version(api, answer.ranges, flexible=self._flexible)
             if version is not None:
                 self.versions[api] = version

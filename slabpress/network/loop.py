@@ -15,6 +15,7 @@ from slabpress.network.batches import ArenaBatches
 from slabpress.network.broker import Broker, Tools
 from slabpress.network.brokers import Brokers
 from slabpress.network.connection import Answer, InFlight
+from slabpress.network.identities import Identities, IdentityContext
 from slabpress.network.messages import error_name
 from slabpress.network.metadata import Cluster
 from slabpress.network.produce import ProduceContext, Producing
@@ -26,8 +27,6 @@ from slabpress.network.transport import RECEIVE_BYTES
 from slabpress.shm.control import COORDINATOR
 from slabpress.shm.handover import Child
 
-# Without idempotence a second batch in flight could pass one that is tried again (librdkafka#1092).
-_IN_FLIGHT_PER_PARTITION: Final = 1
 _NS_PER_S: Final = 1_000_000_000
 
 
@@ -65,12 +64,13 @@ class Loop:
         self._resolver = Resolver(self._bell)
         buffer = memoryview(bytearray(RECEIVE_BYTES))
         tools = Tools(settings, self._selector, self._resolver, reconnect_backoff, buffer, self)
-        self.queues = Queues(_IN_FLIGHT_PER_PARTITION)
+        self.queues = Queues()
         self.cluster = Cluster()
         self.brokers = Brokers(tools)
         self.refresher = Refresher(
             self.arenas, self.cluster, self.brokers, self.queues, settings.metadata_max_age_ms, retry_backoff
         )
+        self.identities = Identities(self.arenas, self.brokers, retry_backoff)
         self.producing = Producing(settings, self.arenas, self.queues, self.cluster, retry_backoff, self._why_waiting)
 
     def start(self) -> None:
@@ -91,6 +91,7 @@ class Loop:
             elif (gone := self.arenas.pop(change.number, None)) is not None:
                 self.queues.forget(gone)
                 self.refresher.forget(change.number)
+                self.identities.forget(change.number)
                 gone.retire()
                 self._leaving.append(gone)
 
@@ -120,6 +121,7 @@ class Loop:
         for broker in self.brokers:
             broker.check(now)
         self.refresher.turn(now)
+        self.identities.turn(now)
         self._send(now)
         self._tell_others()
         if self._leaving:
@@ -204,7 +206,11 @@ class Loop:
 
     def _timeout_s(self, now: int) -> float | None:
         """How long nothing happens by itself."""
-        times = [self.queues.next_time_ns(), *(broker.deadline_ns() for broker in self.brokers)]
+        times = [
+            self.queues.next_time_ns(),
+            self.identities.next_time_ns(now),
+            *(broker.deadline_ns() for broker in self.brokers),
+        ]
         schedule = self.refresher.schedule
         if schedule.is_due(now):
             if self.brokers.for_metadata(now) is not None:
@@ -255,6 +261,8 @@ class Loop:
                 self.refresher.route(now)
             if applied.metadata_is_stale:
                 self.refresher.schedule.soon(now)
+        elif isinstance(request.context, IdentityContext):
+            throttle_ms = self.identities.answered(request, request.context, answer.frame, now)
         else:
             throttle_ms = self.refresher.answered(request, answer.frame, now)
         if throttle_ms:
@@ -279,6 +287,8 @@ class Loop:
                 self.producing.lost(request.context, why, now)
             elif isinstance(request.context, MetadataContext):
                 self.refresher.lost(now)
+            elif isinstance(request.context, IdentityContext):
+                self.identities.lost(request.context, now)
         # With acks=0 a closed connection is the only way to hear that a leader has moved.
         deaf = any(arena.acks == 0 for arena in self.arenas.values())
         if (broker.last_error or deaf) and not broker.retired and broker.node >= 0:

@@ -27,6 +27,7 @@ from slabpress.network.wire import (
     PartitionLeader,
     ProduceAnswer,
     ProduceResult,
+    ProducerIdAnswer,
     ProduceTopic,
     RecordBytes,
     Request,
@@ -39,11 +40,22 @@ from slabpress.network.wire import (
 PRODUCE: Final = 0
 METADATA: Final = 3
 API_VERSIONS: Final = 18
+INIT_PRODUCER_ID: Final = 22
 
 # What we speak. ApiVersions stops at 3: Azure Event Hubs resets the connection on 4 (franz-go's changelog).
-SPOKEN: Final[dict[int, tuple[int, int]]] = {PRODUCE: (3, 13), METADATA: (1, 13), API_VERSIONS: (0, 3)}
-_FIRST_FLEXIBLE: Final = {PRODUCE: 9, METADATA: 9, API_VERSIONS: 3}
-_MODULES: Final = {PRODUCE: "produce", METADATA: "metadata", API_VERSIONS: "api_versions"}
+SPOKEN: Final[dict[int, tuple[int, int]]] = {
+    PRODUCE: (3, 13),
+    METADATA: (1, 13),
+    API_VERSIONS: (0, 3),
+    INIT_PRODUCER_ID: (0, 5),
+}
+_FIRST_FLEXIBLE: Final = {PRODUCE: 9, METADATA: 9, API_VERSIONS: 3, INIT_PRODUCER_ID: 2}
+_MODULES: Final = {
+    PRODUCE: "produce",
+    METADATA: "metadata",
+    API_VERSIONS: "api_versions",
+    INIT_PRODUCER_ID: "init_producer_id",
+}
 
 FIRST_PRODUCE_WITH_ZSTD: Final = 7
 FIRST_PRODUCE_WITH_TOPIC_IDS: Final = 13
@@ -53,6 +65,8 @@ SOFTWARE_NAME: Final = "slabpress"
 SOFTWARE_VERSION: Final = "0.1.0"
 
 _ZERO_ID: Final = UUID(int=0)
+# Java sends this where there is no transaction (TransactionManager).
+_NO_TRANSACTION_MS: Final = 2**31 - 1
 
 
 class _Parts:
@@ -209,6 +223,19 @@ def encode_produce(
     return _encode(types, PRODUCE, version, correlation_id, client_id, body)
 
 
+def encode_init_producer_id(version: int, correlation_id: int, client_id: str) -> Request:
+    """Ask for a producer id, as a producer without transactions (KIP-98)."""
+    types = _types(INIT_PRODUCER_ID, version)
+    fields = {
+        "transactional_id": None,
+        "transaction_timeout": datetime.timedelta(milliseconds=_NO_TRANSACTION_MS),
+        "producer_id": -1,
+        "producer_epoch": -1,
+    }
+    body = types.request(**{name: value for name, value in fields.items() if name in types.fields})
+    return _encode(types, INIT_PRODUCER_ID, version, correlation_id, client_id, body)
+
+
 def correlation_id_of(frame: bytes) -> int:
     """The correlation id that every response begins with."""
     if len(frame) < 4:
@@ -302,3 +329,9 @@ def decode_produce(version: int, frame: bytes) -> ProduceAnswer:
         results.extend(_produce_result(name, partition) for partition in topic.partition_responses or ())
     brokers = [BrokerAddress(e.node_id, e.host, e.port) for e in getattr(body, "node_endpoints", None) or ()]
     return ProduceAnswer(_milliseconds(body.throttle_time), results, brokers)
+
+
+def decode_init_producer_id(version: int, frame: bytes) -> ProducerIdAnswer:
+    """Read an InitProducerId response."""
+    body = _decode(INIT_PRODUCER_ID, version, frame)
+    return ProducerIdAnswer(_milliseconds(body.throttle_time), int(body.error_code), body.producer_id)

@@ -52,6 +52,15 @@ def is_delivered(result: ProduceResult) -> bool:
     return result.error in (DELIVERED, DUPLICATE_SEQUENCE_NUMBER)
 
 
+# OUT_OF_ORDER_SEQUENCE_NUMBER, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER_ID (of brokers before 2.5), PRODUCER_FENCED.
+_OUT_OF_STEP: Final = frozenset({45, 47, 59, 90})
+
+
+def is_out_of_step(result: ProduceResult) -> bool:
+    """Whether the batch's sequence is not the next that the broker expects."""
+    return result.error in _OUT_OF_STEP
+
+
 def may_split(result: ProduceResult) -> bool:
     """Whether the broker took the batch's size amiss: fewer records at once may be accepted."""
     return result.error in (MESSAGE_TOO_LARGE, RECORD_LIST_TOO_LARGE)
@@ -100,6 +109,13 @@ def unsupported_zstd(version: int) -> Outcome:
     return Outcome(
         UNSUPPORTED_COMPRESSION_TYPE, f"{name}: zstd needs Produce v7 (Kafka 2.1), the broker has v{version}"
     )
+
+
+def no_producer_id(error: int, said: str) -> Outcome:
+    """The outcome of an idempotent producer's batches where the cluster gives no producer id."""
+    name = error_name(error)
+    text = f"{name}: no producer id: {said}; enable_idempotence=False goes without"
+    return Outcome(error, text, is_retriable(error))
 
 
 def no_common_version(node: int) -> Outcome:

@@ -85,6 +85,8 @@ class Producing:
         if not chosen or version is None:
             return False
         arena = self._arena(chosen[0])
+        for batch in chosen:
+            self._arena(batch).make_bytes(batch)
         topics = self._group(chosen)
         if version >= FIRST_PRODUCE_WITH_TOPIC_IDS and any(topic.topic_id is None for topic in topics):
             # Azure Event Hubs offers v13 and knows no ids (franz-go#1312).
@@ -124,7 +126,11 @@ class Producing:
                 impossible.append((batch, outcomes.no_common_version(node)))
                 continue
             arena = self._arena(batch)
-            arena.make_bytes(batch)
+            if arena.idempotent and arena.sequences.producer_id is None:
+                if arena.refused_id is not None:
+                    impossible.append((batch, arena.refused_id))
+                continue  # it is being asked for
+            arena.measure(batch)
             if batch.codec == _ZSTD and version < FIRST_PRODUCE_WITH_ZSTD:
                 impossible.append((batch, outcomes.unsupported_zstd(version)))
                 continue
@@ -171,6 +177,11 @@ class Producing:
                 self._finish(batch, outcomes.delivered(result), now)
             elif outcomes.may_split(result) and batch.records > 1:
                 self._split(batch, now)
+            elif self._arena(batch).idempotent and outcomes.is_out_of_step(result):
+                # With one before it that has no result yet, it came too early. If it is the first, the broker misses
+                # what nobody will send again: a batch that has expired or failed (KIP-360).
+                batch.queue.out_of_step |= batch.queue.is_first(batch)
+                self._try_again(batch, error_name(result.error), now)
             elif outcomes.may_retry(result):
                 stale = stale or result.error in outcomes.STALE_METADATA
                 if result.leader >= 0:

@@ -24,10 +24,15 @@ class Source(Protocol):
 
     number: int
     retired: bool
+    in_flight_limit: int
     queues: list[PartitionQueue | None]
 
     def is_ready(self, index: int) -> bool:
         """Whether the batch's state is READY."""
+        ...
+
+    def begin_anew(self, queue: PartitionQueue) -> None:
+        """Give the queue's batches new sequences; none of them is on the wire."""
         ...
 
 
@@ -82,17 +87,21 @@ class PartitionQueue:
     Attributes:
         source: the arena.
         topic, number: the topic-partition.
+        index: its entry in the arena's partition table.
         waiting: batches that are not on the wire; the first is the head.
-        in_flight: how many are on the wire.
+        on_wire: those that are.
+        out_of_step: the broker misses a batch before the head: once nothing is on the wire it begins anew.
         leader: the broker's node id, None where none is known.
         retry_at_ns: nothing is sent before.
     """
 
     __slots__ = (
         "expiry_armed",
-        "in_flight",
+        "index",
         "leader",
         "number",
+        "on_wire",
+        "out_of_step",
         "retry_armed",
         "retry_at_ns",
         "source",
@@ -100,24 +109,32 @@ class PartitionQueue:
         "waiting",
     )
 
-    def __init__(self, source: Source, topic: str, number: int) -> None:
+    def __init__(self, source: Source, topic: str, number: int, index: int = 0) -> None:
         self.source = source
         self.topic = topic
         self.number = number
         self.waiting: list[Batch] = []  # short, mostly empty; an empty deque takes 700 bytes more
-        self.in_flight = 0
+        self.index = index
+        self.on_wire: list[Batch] = []
+        self.out_of_step = False
         self.leader: int | None = None
         self.retry_at_ns = 0
         self.expiry_armed = False
         self.retry_armed = False
 
+    @property
+    def in_flight(self) -> int:
+        """How many batches are on the wire."""
+        return len(self.on_wire)
+
+    def is_first(self, batch: Batch) -> bool:
+        """Whether every batch that was sealed before this one has its result."""
+        others = [*self.on_wire, *self.waiting[:1]]
+        return all(other is batch or other.seal_number > batch.seal_number for other in others)
+
 
 class Queues:
     """Every topic-partition's queue, by what may be done with it.
-
-    Args:
-        in_flight_limit: batches of one topic-partition on the wire at a time; 1 keeps the order where there is
-            no idempotence, because a retry could pass its successor (librdkafka#1092).
 
     Attributes:
         sendable: for each leader and arena number the queues whose head may be sent, in turn.
@@ -125,8 +142,7 @@ class Queues:
         expired: batches whose delivery timeout ended while they were not on the wire, to be reported.
     """
 
-    def __init__(self, in_flight_limit: int) -> None:
-        self._limit = in_flight_limit
+    def __init__(self) -> None:
         self.sendable: dict[int, dict[int, dict[PartitionQueue, None]]] = {}
         self.leaderless: dict[PartitionQueue, None] = {}
         self.expired: list[Batch] = []
@@ -198,20 +214,20 @@ class Queues:
         if (own := sources.pop(queue.source.number, None)) is not None:
             sources[queue.source.number] = own
         queue.waiting.pop(0)
-        queue.in_flight += 1
+        queue.on_wire.append(batch)
         if queue.waiting:
             self._settle(queue, now)
 
     def done(self, batch: Batch, now: int) -> None:
         """Note that a batch has come off the wire for good."""
-        batch.queue.in_flight -= 1
+        batch.queue.on_wire.remove(batch)
         self._settle(batch.queue, now)
 
     def put_back(self, batch: Batch, retry_at_ns: int, now: int) -> None:
         """Note that a batch has come off the wire and is to be sent again, before its successors."""
         queue = batch.queue
         self._withdraw(queue)
-        queue.in_flight -= 1
+        queue.on_wire.remove(batch)
         place = 0
         while place < len(queue.waiting) and queue.waiting[place].seal_number < batch.seal_number:
             place += 1
@@ -275,8 +291,11 @@ class Queues:
         if not queue.expiry_armed:
             queue.expiry_armed = True
             self._push(self._expiries, head.deadline_ns, queue)
-        if queue.in_flight >= self._limit:
+        if queue.in_flight >= (1 if queue.out_of_step else queue.source.in_flight_limit):
             return
+        if queue.out_of_step:
+            queue.out_of_step = False
+            queue.source.begin_anew(queue)
         if queue.retry_at_ns > now:
             if not queue.retry_armed:
                 queue.retry_armed = True

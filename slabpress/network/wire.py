@@ -121,3 +121,11 @@ class VersionsAnswer(NamedTuple):
 
     error: int
     ranges: dict[int, tuple[int, int]]
+
+
+class ProducerIdAnswer(NamedTuple):
+    """An InitProducerId response; the epoch of a new id is 0."""
+
+    throttle_ms: int
+    error: int
+    producer_id: int

@@ -41,7 +41,14 @@ from slabpress.units import format_bytes
 _NO_WORKER: Final = 0xFFFE
 _JOIN_TIMEOUT_S: Final = 10.0
 # What the children must know of each producer.
-_ARENA_SETTINGS: Final = ("acks", "delivery_timeout_ms", "max_request_size", "compression_type", "compression_level")
+_ARENA_SETTINGS: Final = (
+    "acks",
+    "enable_idempotence",
+    "delivery_timeout_ms",
+    "max_request_size",
+    "compression_type",
+    "compression_level",
+)
 
 logger = logging.getLogger("slabpress")
 

@@ -18,6 +18,7 @@ _SEAL = struct.Struct("<Qqqq")  # commit, base timestamp, max timestamp, created
 _OUTPUT = struct.Struct("<IIII")  # first output, output count, payload bytes, codec
 _RESULT = struct.Struct("<iiIIqq")  # code, record index, retriable, text length, base offset, append time
 _ORIGIN = struct.Struct("<II")  # partition index, first slab
+_IDENTITY = struct.Struct("<qii")  # producer id, epoch, sequence
 
 _RECORDS_MASK = 0xFFFF_FFFF
 _WORDS_TO_CLEAR = (at.ATTEMPTS_AT + 4 - at.PARTITION_INDEX_AT) // 4
@@ -74,6 +75,7 @@ class Descriptors:
         fields = (partition_index, NONE, 0, NONE, *(0,) * (_WORDS_TO_CLEAR - 4))
         struct.pack_into(f"<{_WORDS_TO_CLEAR}I", view, self._at(index, at.PARTITION_INDEX_AT), *fields)
         self._splits.reset(index)
+        _IDENTITY.pack_into(view, self._at(index, at.BATCH_PRODUCER_ID_AT), -1, -1, -1)
 
     def set_seal_number(self, index: int, number: int) -> None:
         """Give the batch its place in the order, from 1 (coordinator, before SEALED)."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 MAGIC: Final = 0x534C_4142_5052_4553  # "SLABPRES"
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 PAGE_BYTES: Final = 4096
 LINE_BYTES: Final = 64
 
@@ -42,6 +42,7 @@ ORPHANS_AT: Final = SEAL_HEAD_AT + 8
 # Line 4, written by the network process.
 METADATA_VERSION_AT: Final = 4 * LINE_BYTES
 REPORT_LENGTH_AT: Final = METADATA_VERSION_AT + 8
+PRODUCER_ID_PLUS_ONE_AT: Final = REPORT_LENGTH_AT + 16  # u64, 0 for none: the arena's id (InitProducerId)
 SPLITS_AT: Final = REPORT_LENGTH_AT + 8  # u64: how often a broker found a batch, or a piece of one, too large
 # Counters: one line of u64 for the coordinator, two for the network process.
 COORDINATOR_COUNTERS_AT: Final = 5 * LINE_BYTES
@@ -72,6 +73,7 @@ NETWORK_COUNTERS: Final = (
     "throttle_ms",
     "splits",
     "connections_most",  # at a time, ever
+    "epochs_begun",
 )
 WORKER_COUNTERS: Final = ("batches", "raw_bytes", "compressed_bytes", "busy_us", "sent_raw")
 
@@ -113,10 +115,14 @@ SPLIT_CEILING_AT: Final = SPLIT_WANTED_AT + 4  # u32: how many were too many
 SPLIT_REFUSED_BYTES_AT: Final = SPLIT_CEILING_AT + 4  # u32: bytes of the last payload that was too large
 PIECE_RECORDS_AT: Final = SPLIT_REFUSED_BYTES_AT + 4  # u32, worker: how many the piece in the output buffers has
 PIECE_MAX_TIMESTAMP_AT: Final = PIECE_RECORDS_AT + 4  # i64 ms, worker
-BATCH_HEADER_AT: Final = PIECE_MAX_TIMESTAMP_AT + 8  # the 61 bytes that precede the records on the wire
+# Written by the network process before the first send (network/sequences.py); -1 before.
+BATCH_PRODUCER_ID_AT: Final = PIECE_MAX_TIMESTAMP_AT + 8  # i64
+BATCH_EPOCH_AT: Final = BATCH_PRODUCER_ID_AT + 8  # i32
+BATCH_SEQUENCE_AT: Final = BATCH_EPOCH_AT + 4  # i32: of the batch's first record
+BATCH_HEADER_AT: Final = BATCH_SEQUENCE_AT + 4  # the 61 bytes that precede the records on the wire
 BATCH_HEADER_BYTES: Final = 61
 TEXT_AT: Final = BATCH_HEADER_AT + 64  # UTF-8, the broker's words
-TEXT_BYTES: Final = 168
+TEXT_BYTES: Final = 152
 DESCRIPTOR_BYTES: Final = TEXT_AT + TEXT_BYTES  # six cache lines, so that every u64 word is aligned
 
 # --- topic entry --------------------------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""Producer ids: each idempotent producer asks the cluster for one, through any broker (KIP-98)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from slabpress.network import outcomes
+from slabpress.network.backoff import Backoff
+from slabpress.network.batches import ArenaBatches
+from slabpress.network.brokers import Brokers
+from slabpress.network.connection import InFlight
+from slabpress.network.messages import (
+    INIT_PRODUCER_ID,
+    decode_init_producer_id,
+    encode_init_producer_id,
+    is_retriable,
+)
+
+_UNSUPPORTED_VERSION: Final = 35
+_CLUSTER_AUTHORIZATION_FAILED: Final = 31
+
+
+class IdentityContext(NamedTuple):
+    """An InitProducerId request in flight, and the arena that it is for."""
+
+    arena: int
+
+
+class _Asking:
+    """How far one arena is on its way to a producer id."""
+
+    __slots__ = ("failures", "in_flight", "not_before_ns")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.in_flight = False
+        self.not_before_ns = 0
+
+
+class Identities:
+    """Gets a producer id for every idempotent arena that has none.
+
+    Args:
+        arenas: the arenas, by their number.
+        brokers: who may be asked.
+        backoff: between tries.
+    """
+
+    def __init__(self, arenas: Mapping[int, ArenaBatches], brokers: Brokers, backoff: Backoff) -> None:
+        self._arenas = arenas
+        self._brokers = brokers
+        self._backoff = backoff
+        self._asking: dict[int, _Asking] = {}
+
+    def _waiting(self) -> list[tuple[int, _Asking]]:
+        """The arenas to ask for, and that are not asked for yet."""
+        waiting = []
+        for number, arena in self._arenas.items():
+            if arena.idempotent and arena.sequences.producer_id is None and arena.refused_id is None:
+                asking = self._asking.setdefault(number, _Asking())
+                if not asking.in_flight:
+                    waiting.append((number, asking))
+        return waiting
+
+    def turn(self, now: int) -> None:
+        """Ask for what is due, where a broker can be asked."""
+        for number, asking in self._waiting():
+            if now < asking.not_before_ns:
+                continue
+            broker = self._brokers.for_metadata(now)
+            if broker is None or broker.connection is None:
+                return  # whoever wants metadata connects
+            version = broker.connection.versions.get(INIT_PRODUCER_ID)
+            if version is None:
+                said = f"broker {broker.node} is older than 0.11"
+                self._arenas[number].refused_id = outcomes.no_producer_id(_UNSUPPORTED_VERSION, said)
+                continue
+            connection = broker.connection
+            correlation_id = connection.next_id()
+            request = encode_init_producer_id(version, correlation_id, connection.client_id)
+            connection.send(request, correlation_id, INIT_PRODUCER_ID, version, IdentityContext(number), now)
+            asking.in_flight = True
+            broker.flush(now)
+
+    def next_time_ns(self, now: int) -> int | None:
+        """When ``turn`` has something to do by itself."""
+        return min((asking.not_before_ns for _, asking in self._waiting() if asking.not_before_ns > now), default=None)
+
+    def answered(self, request: InFlight, context: IdentityContext, frame: bytes, now: int) -> int:
+        """Apply a response; its throttle time in ms.
+
+        Raises:
+            WireError: it does not parse.
+        """
+        answer = decode_init_producer_id(request.version, frame)
+        asking, arena = self._asking.pop(context.arena, None), self._arenas.get(context.arena)
+        if asking is None or arena is None:
+            return answer.throttle_ms  # its producer was closed
+        if answer.error == 0:
+            arena.sequences.set_producer_id(answer.producer_id)
+        elif is_retriable(answer.error):
+            self._again(context.arena, asking, now)
+        else:
+            denied = answer.error == _CLUSTER_AUTHORIZATION_FAILED
+            said = "the client may not (IDEMPOTENT_WRITE on the cluster)" if denied else "the cluster refused"
+            arena.refused_id = outcomes.no_producer_id(answer.error, said)
+        return answer.throttle_ms
+
+    def lost(self, context: IdentityContext, now: int) -> None:
+        """The connection of a request was closed."""
+        asking = self._asking.get(context.arena)
+        if asking is not None:
+            self._again(context.arena, asking, now)
+
+    def _again(self, number: int, asking: _Asking, now: int) -> None:
+        asking.in_flight = False
+        asking.failures += 1
+        asking.not_before_ns = now + self._backoff.delay_ns(asking.failures)
+        self._asking[number] = asking
+
+    def forget(self, number: int) -> None:
+        """The arena's producer was closed."""
+        self._asking.pop(number, None)
