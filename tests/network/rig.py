@@ -56,7 +56,12 @@ SETTINGS: Final[dict[str, Any]] = {
     "receive_buffer_bytes": -1,
     "connections_max_idle_ms": 540_000,
 }
-DELIVERY: Final[dict[str, Any]] = {"acks": -1, "delivery_timeout_ms": 30_000, "max_request_size": 1_048_576}
+DELIVERY: Final[dict[str, Any]] = {
+    "acks": -1,
+    "delivery_timeout_ms": 30_000,
+    "max_request_size": 1_048_576,
+    "enable_idempotence": False,
+}
 DEADLINE_S: Final = 20.0
 OLD_TIMESTAMP_MS: Final = 1_700_000_000_000
 

@@ -26,7 +26,11 @@ def rig() -> Iterator[Rig]:
 
 @pytest.fixture
 def batches(rig: Rig) -> ArenaBatches:
-    return ArenaBatches(0, rig.arena, {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20})
+    return ArenaBatches(
+        0,
+        rig.arena,
+        {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
+    )
 
 
 def one(rig: Rig, batches: ArenaBatches, *values: bytes) -> Batch:
@@ -151,7 +155,11 @@ def test_killed_before_any_store_of_finish_a_successor_makes_order(
     """No output buffer is lost, none is freed twice, and a result that was written stands."""
     endings = set()
     for step in range(20):
-        dead = ArenaBatches(0, rig.arena, {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20})
+        dead = ArenaBatches(
+            0,
+            rig.arena,
+            {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
+        )
         batch = next(batch for batch in [one(rig, dead)])
         if sent:
             dead.start(batch)
@@ -161,7 +169,11 @@ def test_killed_before_any_store_of_finish_a_successor_makes_order(
             # What is free may be another batch's by now: the successor must not touch it.
             other = rig.seal("t", 9, [Record(b"other")])
             rig.compress(other)
-        heir = ArenaBatches(0, rig.arena, {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20})
+        heir = ArenaBatches(
+            0,
+            rig.arena,
+            {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
+        )
         heir.take_over()
         for found in heir.follow():
             assert rig.arena.batch_states.load(found.index) == READY
@@ -182,12 +194,20 @@ def test_killed_before_any_store_of_finish_a_successor_makes_order(
 
 def test_killed_before_any_store_of_start_a_successor_sends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(10):
-        dead = ArenaBatches(0, rig.arena, {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20})
+        dead = ArenaBatches(
+            0,
+            rig.arena,
+            {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
+        )
         batch = one(rig, dead)
         dead.make_bytes(batch)
         expected = b"".join(batch.parts)
         killed = kill_after(rig, step, monkeypatch, lambda: dead.start(batch))  # noqa: B023 - called at once
-        heir = ArenaBatches(0, rig.arena, {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20})
+        heir = ArenaBatches(
+            0,
+            rig.arena,
+            {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
+        )
         heir.take_over()
         [found] = heir.follow()
         heir.make_bytes(found)
@@ -205,7 +225,11 @@ def test_a_successor_follows_only_what_is_not_done(rig: Rig, batches: ArenaBatch
     first, _ = batches.follow()
     batches.finish(first, SUCCESS)
     sealed = rig.seal("t", 0, [Record(b"c")])
-    heir = ArenaBatches(0, rig.arena, {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20})
+    heir = ArenaBatches(
+        0,
+        rig.arena,
+        {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
+    )
     heir.take_over()
     assert [batch.index for batch in heir.follow()] == [waiting, sealed]
     assert rig.done(done)

@@ -32,7 +32,7 @@ class Bench:
             number: ArenaBatches(number, rig.arena, {**DELIVERY, "acks": acks[number], "delivery_timeout_ms": 60_000})
             for number, rig in enumerate(rigs)
         }
-        self.queues = Queues(1)
+        self.queues = Queues()
         self.cluster = Cluster()
         self.cluster.update(
             MetadataAnswer(

@@ -17,19 +17,25 @@ class FakeSource:
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self.retired = False
+        self.in_flight_limit = 1
+        self.begun: list[PartitionQueue] = []
         self.queues: list[PartitionQueue | None] = []
         self.finished: set[int] = set()
 
     def is_ready(self, index: int) -> bool:
         return index in self.finished
 
+    def begin_anew(self, queue: PartitionQueue) -> None:
+        self.begun.append(queue)
+
 
 class Bench:
     """Queues with one source and batches numbered from 1."""
 
     def __init__(self, limit: int = 1, partitions: int = 1) -> None:
-        self.queues = Queues(limit)
+        self.queues = Queues()
         self.source = FakeSource()
+        self.source.in_flight_limit = limit
         self.partitions = [PartitionQueue(self.source, "t", number) for number in range(partitions)]
         self.source.queues.extend(self.partitions)
         self.sealed = 0
