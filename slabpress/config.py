@@ -51,6 +51,8 @@ PIPELINE_SETTINGS: Final = (
     "send_buffer_bytes",
     "receive_buffer_bytes",
     "planned_brokers",
+    "orphan_drain",
+    "orphan_log",
     "workers",
 )
 
@@ -131,6 +133,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(ge=1, le=10_000, description="Connections that the plan counts; with more a warning is logged."),
     ] = 4
+    orphan_drain: Annotated[
+        bool,
+        Meta(
+            description="When the job is killed, the other processes deliver what send() had accepted, until "
+            "delivery_timeout_ms, and end. False: they end at once."
+        ),
+    ] = True
+    orphan_log: Annotated[
+        str,
+        Meta(description="Where they say, in one line, what became of it: 'syslog', a file's path, or '' for nowhere."),
+    ] = "syslog"
     workers: Annotated[
         int,
         Meta(ge=0, le=WORKERS_MAX, description="Compression processes; auto (0): the CPUs this process may use."),

@@ -9,6 +9,16 @@ import sys
 import time
 from collections.abc import Iterator
 from types import ModuleType
+from typing import TYPE_CHECKING, Final
+
+from slabpress.shm.control import COORDINATOR
+
+if TYPE_CHECKING:
+    from slabpress.network.loop import Loop
+    from slabpress.shm.handover import Child
+
+# While a dead job's records are delivered: how often is looked at what the coordinator would be rung for.
+_DRAIN_TURN_S: Final = 0.1
 
 
 @contextlib.contextmanager
@@ -47,8 +57,26 @@ def main() -> int:
     child.running()
     while not child.must_end():
         loop.turn(child.idle_timeout_s)
+    if not child.control.stopping and settings.orphan_drain:
+        drain_for(child, loop, settings.orphan_log)
     loop.close()
     return 0
+
+
+def drain_for(child: Child, loop: Loop, log: str) -> None:
+    """Deliver what the job had accepted; it is gone, and its children are nobody's any more."""
+    from slabpress.network.drain import Drain, write_log
+
+    job = child.control.pid(COORDINATOR)
+    child.become_orphan()
+    loop.forget(child.parent)
+    drain = Drain(loop.arenas.values(), child.control)
+    drain.turn()
+    while not drain.is_finished:
+        loop.turn(_DRAIN_TURN_S)
+        drain.turn()
+    write_log(log, drain.words(job))
+    child.control.stop()
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ class Loop:
             gone.queues.clear()
             self._child.let_go(gone.arena)
 
+    def forget(self, descriptor: int) -> None:
+        """Wait for a descriptor no more: it tells of what has happened already."""
+        if descriptor >= 0:
+            self._selector.unregister(descriptor)
+
     def turn(self, longest_s: float | None) -> None:
         """Do everything that can be done now, then wait for more.
 

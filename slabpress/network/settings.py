@@ -21,6 +21,8 @@ class NetworkSettings(NamedTuple):
     send_buffer_bytes: int
     receive_buffer_bytes: int
     connections_max_idle_ms: int
+    orphan_drain: bool
+    orphan_log: str
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> NetworkSettings:

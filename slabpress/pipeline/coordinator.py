@@ -56,10 +56,11 @@ logger = logging.getLogger("slabpress")
 def roles_of(config: Config, workers: int) -> list[Role]:
     """The children of a set of processes with these settings."""
     cluster = {name: getattr(config, name) for name in PIPELINE_SETTINGS}
+    own = {"orphan_drain": config.orphan_drain}
     network = Role("network process", "slabpress.network", NETWORK, cluster)
     return [
         network,
-        *(Role(f"worker {worker}", "slabpress.workers", FIRST_WORKER + worker, {}) for worker in range(workers)),
+        *(Role(f"worker {worker}", "slabpress.workers", FIRST_WORKER + worker, own) for worker in range(workers)),
     ]
 
 

@@ -77,6 +77,10 @@ class Control:
         self.memory.store_u32(self._line(slot) + _PID, os.getpid())
         self.memory.store_u32(self._line(slot) + _STATE, state)
 
+    def pid(self, slot: int) -> int:
+        """The id of the process that last wrote its word; 0 before there was one."""
+        return self.memory.load_u32(self._line(slot) + _PID)
+
     @property
     def stopping(self) -> bool:
         """The coordinator asked everybody to end."""

@@ -141,6 +141,7 @@ class Child:
         slot: this process's slot in the control block.
         control: the control block.
         settings: the settings of this role.
+        orphaned: the coordinator is gone, and this process goes on (network/drain.py).
     """
 
     def __init__(self, grant: Grant) -> None:
@@ -149,6 +150,7 @@ class Child:
         self.settings = grant.settings
         self.parent = grant.parent
         self._parent_id = os.getppid()
+        self.orphaned = False
         self._channel = Channel(grant.channel) if grant.channel >= 0 else None
         self._changes_seen = -1  # so that what was said while this process started is read
         self._given = [Change(number, Arena.attach(file), own) for number, file, own in grant.arenas]
@@ -199,12 +201,12 @@ class Child:
     @property
     def watched(self) -> list[int]:
         """Descriptors to poll beside the doorbell: readable when the coordinator died."""
-        return [self.parent] if self.parent >= 0 else []
+        return [self.parent] if self.parent >= 0 and not self.orphaned else []
 
     @property
     def idle_timeout_s(self) -> float | None:
-        """The longest sleep: for ever where a pidfd tells of the parent's end, else a look every second."""
-        return None if self.parent >= 0 else 1.0
+        """The longest sleep: for ever where a pidfd will tell of the parent's end, else a look every second."""
+        return None if self.parent >= 0 and not self.orphaned else 1.0
 
     def parent_is_gone(self) -> bool:
         """Whether the coordinator died without saying stop."""
@@ -215,8 +217,28 @@ class Child:
         return os.getppid() != self._parent_id
 
     def must_end(self) -> bool:
-        """Whether this process should end now."""
+        """Whether the coordinator said stop, or is gone."""
         return self.control.stopping or self.parent_is_gone()
+
+    def is_alive(self, slot: int) -> bool:
+        """Whether the process of a slot still runs."""
+        return is_alive(self.control.pid(slot))
+
+    def become_orphan(self) -> None:
+        """The coordinator is gone, and this process goes on for a while: watch it no more."""
+        self.orphaned = True
+        self.control.get_up(COORDINATOR)  # nobody is there to be rung
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process with this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
 
 
 def open_pidfd(pid: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from slabpress.shm.control import FIRST_WORKER
+from slabpress.shm.control import FIRST_WORKER, NETWORK
 from slabpress.shm.handover import Child
 from slabpress.workers.codecs import CodecCache
 from slabpress.workers.compressor import Compressor
@@ -52,7 +52,7 @@ class Worker:
                 control.bells[slot].wait(child.idle_timeout_s, child.watched)
         finally:
             control.get_up(slot)
-        return not child.parent_is_gone()
+        return child.orphaned or not child.parent_is_gone()
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +63,12 @@ def main(argv: list[str]) -> int:
     child.running()
     while not child.control.stopping:
         worker.follow_changes()
-        if not worker.work() and not worker.sleep():
+        if worker.work() or worker.sleep():
+            if child.orphaned and not child.is_alive(NETWORK):
+                break  # nobody is left to send what is compressed
+        elif child.settings["orphan_drain"]:
+            child.become_orphan()  # until the network process has delivered what the job had accepted
+        else:
             break
     return 0
 
