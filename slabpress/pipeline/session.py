@@ -200,6 +200,7 @@ class Session:
         """Take in what has come in by now."""
         with self.lock:
             done = self.accumulator.take_done()
+            self._take_pieces()
         self._resolve(done)
 
     def abandon(self, name: str, reason: str) -> int:
@@ -209,8 +210,9 @@ class Session:
         """
         with self.lock:
             left = [batch for batch in self.accumulator.unfinished() if batch.outcome is None]
+        lost = sum(batch.records_left for batch in left)
         self._reporter.resolve([(batch, abandoned(batch, name, reason)) for batch in left])
-        return sum(batch.records for batch in left)
+        return lost
 
     def stop_callbacks(self, timeout_s: float) -> bool:
         """End the callback thread after what is queued; whether it ended in time."""
