@@ -176,11 +176,16 @@ class Session:
             if not self.is_closed:
                 self.arena.set_attached(slot, attached=False)
 
-    def look_whether_let_go(self) -> None:
-        """Set ``let_go`` once no child has the arena mapped."""
+    def attached(self) -> list[int]:
+        """The slots of the children that say that they have the arena mapped."""
         with self.lock:
-            if self.is_closed or not self.arena.attached(len(self._control.bells)):
-                self.let_go.set()
+            return [] if self.is_closed else self.arena.attached(len(self._control.bells))
+
+    def seal_all(self) -> None:
+        """Let nothing linger."""
+        with self.lock:
+            if not self.is_closed:
+                self.accumulator.seal_all()
 
     # --- the end ------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,8 @@ def test_an_answer_of_a_broker_that_lags_behind_changes_no_leader() -> None:
     cluster.update(answer(topic(1, 5)))
     cluster.update(answer(topic(2, 4)))
     assert cluster.leader("t", 0) == 1
+    cluster.update(answer(topic(2, 4)))
+    assert cluster.leader("t", 0) == 1
     cluster.update(answer(topic(2, 6)))
     assert cluster.leader("t", 0) == 2
 
@@ -92,6 +94,9 @@ def test_a_topic_created_again_starts_its_epochs_anew() -> None:
 def test_brokers_without_epochs_are_believed() -> None:
     cluster = Cluster()
     cluster.update(answer(topic(1, -1, None)))
+    cluster.update(answer(topic(2, -1, None)))
+    assert cluster.leader("t", 0) == 2
+    cluster.update(answer(topic(1, 7, None)))
     cluster.update(answer(topic(2, -1, None)))
     assert cluster.leader("t", 0) == 2
 
