@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Final
 
 import psutil
-import pytest
 
 from slabpress import ForkedError, Producer
 from tests.integration.pipeline.conftest import MakePipeline
