@@ -1,4 +1,4 @@
-"""The Python clients of the memory experiment, each with the same memory setting as far as it has one.
+"""The other Python clients of the memory experiment, each with the nearest that it has to a memory setting.
 
 Settings that are the same for all: acks=all, one request in flight, linger 5 ms, and timeouts that are longer than
 the stall; anything else is the client's default. The clients are imported here only when they are needed, so that
@@ -12,92 +12,28 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from bench.memory_messages import Job
+from bench.memory_messages import Job, first_message, stamped
+from bench.memory_slabpress import LINGER_MS, Slabpress
 from bench.memory_tally import Client, Drive, Tally, run_threads
 
-LINGER_MS = 5
-REQUEST_TIMEOUT_MS = 120_000
-DELIVERY_TIMEOUT_MS = 240_000
-PIPELINE = "Pipeline"
-PIPELINE_WORKERS = 2
-PRIVATE_PRODUCERS = 4
+SOCKET_TIMEOUT_MOST_MS = 300_000  # librdkafka takes no more
 ROUND = 64
 
-
-class Slabpress:
-    """slabpress: a Pipeline when there is one, else a few private producers with the same memory in all."""
-
-    def __init__(self, job: Job, tally: Tally) -> None:
-        import slabpress
-        from slabpress.shm.control import CONTROL_BYTES
-
-        self._tally = tally
-        cluster: dict[str, Any] = {
-            "max_in_flight_requests_per_connection": 1,
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
-        }
-        each: dict[str, Any] = {
-            "buffer_memory": job.buffer_bytes,
-            "compression_type": job.codec,
-            "linger_ms": LINGER_MS,
-            "delivery_timeout_ms": DELIVERY_TIMEOUT_MS,
-            "max_block_ms": REQUEST_TIMEOUT_MS,
-        }
-        make: Any = getattr(slabpress, PIPELINE, None)
-        self._pipeline: Any = None
-        if make is not None:
-            self._pipeline = make(job.bootstrap_servers, workers=PIPELINE_WORKERS, **cluster)
-            self._producers = [self._pipeline.producer(**each) for _ in range(job.producers)]
-            self._lanes = self._producers
-            how = f"{job.producers} producers of one Pipeline, workers={PIPELINE_WORKERS}"
-        else:
-            each["buffer_memory"] = job.buffer_bytes * job.producers // PRIVATE_PRODUCERS
-            private = cluster | each | {"workers": 1}
-            self._producers = [slabpress.Producer(job.bootstrap_servers, **private) for _ in range(PRIVATE_PRODUCERS)]
-            self._lanes = [self._producers[index % PRIVATE_PRODUCERS] for index in range(job.producers)]
-            how = f"{PRIVATE_PRODUCERS} private producers, workers=1, {job.producers} threads"
-        self.settings: dict[str, Any] = {"how": how, **cluster, **each}
-        sets = 1 if self._pipeline is not None else len(self._producers)
-        self.shared_bytes = sum(int(p.plan.arena_bytes) for p in self._producers) + sets * CONTROL_BYTES
-        self.planned_bytes = self._planned()
-        self._topic = job.topic
-
-    def _planned(self) -> int:
-        plan = getattr(self._pipeline, "plan", None)
-        if plan is not None:
-            return int(plan.total_bytes)
-        return sum(int(producer.plan.total_bytes) for producer in self._producers) if self._pipeline is None else 0
-
-    def run(self, messages: list[bytes], stopping: threading.Event) -> None:
-        """Send from one thread a producer."""
-        tally, topic = self._tally, self._topic
-        sends = [lane.send for lane in self._lanes]
-        # Bound once: a callback of its own for every record would be this program's memory, not the client's.
-        reports = [self._report(index) for index in range(len(sends))]
-
-        def send(index: int, value: bytes) -> bool:
-            sends[index](topic, value, on_delivery=reports[index])
-            return True
-
-        run_threads(Drive(send, lambda _: None), tally, messages, stopping)
-        for producer in self._producers:
-            producer.flush()
-            producer.close()
-        if self._pipeline is not None:
-            self._pipeline.close()
-
-    def _report(self, index: int) -> Callable[[Any], None]:
-        def report(handle: Any) -> None:
-            self._tally.resolve(index, handle.exception(0))
-
-        return report
+# Why a side's settings are the nearest that it has to a limit on memory; the Java sides are in memory_java.py.
+WHY = {
+    "slabpress": "buffer_memory is all that a producer holds: tables, records, compressed and unacknowledged batches; "
+    "the processes that all producers share come on top and are in the plan",
+    "confluent-kafka": "queue.buffering.max.kbytes is librdkafka's limit on what waits or is unacknowledged; it counts "
+    "values, not what it keeps beside them; produce() refuses and is tried again after poll()",
+    "kafka-python": "buffer_memory was removed in kafka-python 3.0 and nothing took its place: send() never waits for "
+    "room",
+    "aiokafka": "there is no buffer_memory, but send() waits while its partition's open batch is full: max_batch_size "
+    "is buffer_memory / partitions; it sends one request at a time to a broker by itself",
+}
 
 
-class Confluent:
+class Confluent(Client):
     """confluent-kafka (librdkafka)."""
-
-    shared_bytes = 0
-    planned_bytes = 0
 
     def __init__(self, job: Job, tally: Tally) -> None:
         from confluent_kafka import Producer
@@ -108,13 +44,14 @@ class Confluent:
             "max.in.flight.requests.per.connection": 1,
             "acks": "all",
             "linger.ms": LINGER_MS,
-            "request.timeout.ms": REQUEST_TIMEOUT_MS,
-            "socket.timeout.ms": REQUEST_TIMEOUT_MS,
-            "message.timeout.ms": DELIVERY_TIMEOUT_MS,
+            "request.timeout.ms": job.patience_ms,
+            "socket.timeout.ms": min(SOCKET_TIMEOUT_MOST_MS, job.patience_ms),
+            "message.timeout.ms": 2 * job.patience_ms,
         }
         servers = {"bootstrap.servers": job.bootstrap_servers}
         self._producers = [Producer(servers | self.settings) for _ in range(job.producers)]
         self._tally, self._topic = tally, job.topic
+        self._flush_s = 2 * job.patience_ms / 1000
 
     def run(self, messages: list[bytes], stopping: threading.Event) -> None:
         """Send from one thread a producer, serving its reports now and then and whenever it is full."""
@@ -135,32 +72,26 @@ class Confluent:
             return lambda error, _: tally.resolve(index, error)
 
         reports = [report_of(index) for index in range(len(producers))]
-        run_threads(
-            Drive(send, lambda index: producers[index].flush(DELIVERY_TIMEOUT_MS / 1000)), tally, messages, stopping
-        )
+        run_threads(Drive(send, lambda index: producers[index].flush(self._flush_s)), tally, messages, stopping)
 
 
-class KafkaPython:
+class KafkaPython(Client):
     """kafka-python, which since 3.0 has no buffer_memory."""
-
-    shared_bytes = 0
-    planned_bytes = 0
 
     def __init__(self, job: Job, tally: Tally) -> None:
         from kafka import KafkaProducer
 
         self.settings: dict[str, Any] = {
-            "buffer_memory": "none: removed in kafka-python 3.0",
             "compression_type": None if job.codec == "none" else job.codec,
             "max_in_flight_requests_per_connection": 1,
             "acks": "all",
             "linger_ms": LINGER_MS,
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
-            "delivery_timeout_ms": DELIVERY_TIMEOUT_MS,
+            "request_timeout_ms": job.patience_ms,
+            "delivery_timeout_ms": 2 * job.patience_ms,
+            "max_block_ms": 2 * job.patience_ms,
         }
-        given = {name: value for name, value in self.settings.items() if name != "buffer_memory"}
         self._producers = [
-            KafkaProducer(bootstrap_servers=job.bootstrap_servers, **given) for _ in range(job.producers)
+            KafkaProducer(bootstrap_servers=job.bootstrap_servers, **self.settings) for _ in range(job.producers)
         ]
         self._tally, self._topic = tally, job.topic
 
@@ -186,11 +117,8 @@ class KafkaPython:
         run_threads(Drive(send, lambda index: self._producers[index].flush()), tally, messages, stopping)
 
 
-class Aiokafka:
+class Aiokafka(Client):
     """aiokafka: one event loop, one task a producer."""
-
-    shared_bytes = 0
-    planned_bytes = 0
 
     def __init__(self, job: Job, tally: Tally) -> None:
         import aiokafka
@@ -200,7 +128,7 @@ class Aiokafka:
             "compression_type": None if job.codec == "none" else job.codec,
             "acks": "all",
             "linger_ms": LINGER_MS,
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+            "request_timeout_ms": 2 * job.patience_ms,  # also how long a batch may wait to be sent
         }
         self._make: Callable[[], Any] = lambda: aiokafka.AIOKafkaProducer(
             bootstrap_servers=job.bootstrap_servers, **self.settings
@@ -219,14 +147,14 @@ class Aiokafka:
 
     async def _one(self, index: int, producer: Any, messages: list[bytes], stopping: threading.Event) -> None:
         tally, topic = self._tally, self._topic
-        at = index * len(messages) // len(tally.accepted)
+        at = first_message(index, len(tally.accepted))
 
         def report(future: asyncio.Future[Any]) -> None:
             tally.resolve(index, future.exception())
 
         try:
             while not stopping.is_set():
-                future = await producer.send(topic, messages[at])
+                future = await producer.send(topic, stamped(index, tally.accepted[index], messages[at]))
                 future.add_done_callback(report)
                 tally.accepted[index] += 1
                 at = (at + 1) % len(messages)

@@ -1,36 +1,34 @@
-"""What a run of the memory experiment comes to: figures from its samples, the table, the picture."""
+"""What a run of the memory experiment comes to: figures from its samples, and the tables."""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.memory_messages import MESSAGE_BYTES
+from bench.memory_run import Sample
 
 MIB = 1 << 20
-COLUMNS = (
-    ("side", "{side}", 16),
-    ("codec", "{codec}", 6),
-    ("base", "{base}", 6),
-    ("peak", "{peak}", 7),
-    ("peak/conf", "{ratio}", 9),
-    ("added/conf", "{added}", 10),
-    ("growth", "{growth}", 7),
-    ("vs none", "{versus}", 7),
-    ("heap", "{heap}", 7),
-    ("accepted", "{accepted}", 9),
-    ("in stall", "{stall}", 9),
-    ("delivered", "{delivered}", 10),
-    ("died", "{died}", 4),
-)
+NEVER = float("inf")
+HEAD: tuple[str, ...] = ("side", "codec", "base", "peak", "peak/limit", "vs none", "growth", "heap")
+HEAD += ("accepted", "in stall", "sent", "stored", "died")
+PROMISES: tuple[str, ...] = ("codec", "planned", "added", "kept", "above", "samples", "checks", "violations")
+PROMISES += ("read", "lost", "doubled", "reordered", "foreign")
 LEGEND = """\
-MiB throughout. base: memory before the first producer is made (interpreter or JVM, and the messages). peak: the most
-that all processes of the side took together, PSS, every 100 ms, shared memory counted once. peak/conf: peak over the
-memory that was configured. added/conf: the same without base. growth: how much the peak of the stall is above memory
-one second into the stall. vs none: peak over the peak without compression. heap (Java): what the collector found
-reachable at the end of the stall. accepted: by send() in all, and in stall: while acknowledgements were slow or
-stopped. delivered: records in the topic afterwards, of those accepted. died: no, or why."""
+Memory in MiB: PSS of all processes of a side, every 100 ms, what they share counted once. base: before the first
+producer is made (interpreter or JVM, and the messages). peak: the most. peak/limit: peak over the memory that was
+configured. vs none: peak over the peak without compression. growth: the most in the stop phase over what it was one
+second after the stop, without pages of files: a process's share of an interpreter's or a library's pages changes with
+what else runs on the machine. heap (Java): what the collector found reachable at the end of the stop phase. accepted:
+MiB of values that send() took, and in stall: of these while acknowledgements were slow or stopped. sent, stored:
+records that send() took (of a killed side: until its last report), and records in the topic at the end. died: no, or
+what ended the side."""
+PROMISES_LEGEND = """\
+planned: the plan's total, MiB. added: peak less base, MiB; kept: whether no sample was above the plan, and above: how
+many of the samples were. checks: how often one producer's records, slabs, output buffers and batches were added up
+while it ran, samples times producers if the process kept pace, and violations: how often they were not what they must
+be. read: records read back by confluent-kafka, each compared to the byte with what its producer sent; reordered: within
+a producer and topic-partition."""
 
 
 def summarize(run: dict[str, Any], configured_bytes: int, stored: int) -> dict[str, Any]:
@@ -41,112 +39,102 @@ def summarize(run: dict[str, Any], configured_bytes: int, stored: int) -> dict[s
         configured_bytes: the memory setting of all producers together.
         stored: the records that the topic held afterwards.
     """
-    samples, marks = run["samples"], run["marks"]
-    peak = max((sample[1] for sample in samples), default=0)
-    released = marks.get("released", float("inf"))
-    stall = [sample for sample in samples if marks.get("trickle", float("inf")) <= sample[0] < released]
-    late = [sample[1] for sample in stall if sample[0] >= marks["trickle"] + 1]
-    counts = run["counts"]
+    marks = run["marks"]
+    samples = [Sample(*sample) for sample in run["samples"]]
+    peak = max((sample.memory_bytes for sample in samples), default=0)
+    released = marks.get("released", NEVER)
+    stall = [sample for sample in samples if marks.get("trickle", NEVER) <= sample.at_s < released]
+    late = [sample for sample in stall if sample.at_s >= marks.get("stopped", NEVER) + 1]
+    planned = run["planned_bytes"]
+    above = [sample.at_s for sample in samples if planned and sample.memory_bytes - run["base_bytes"] > planned]
     return run | {
         "configured_bytes": configured_bytes,
         "peak_bytes": peak,
         "peak_over_configured": peak / configured_bytes,
-        "added_over_configured": (peak - run["base_bytes"]) / configured_bytes,
-        "growth_bytes": max(late) - late[0] if late else 0,
-        "accepted_bytes": counts["accepted"] * MESSAGE_BYTES,
-        "accepted_in_stall_bytes": (stall[-1][2] - stall[0][2]) * MESSAGE_BYTES if stall else 0,
+        "growth_bytes": _growth([sample.data_bytes for sample in late]),
+        "growth_with_files_bytes": _growth([sample.memory_bytes for sample in late]),
+        "above_plan_at_s": above,
+        "accepted_bytes": run["counts"]["accepted"] * MESSAGE_BYTES,
+        "accepted_in_stall_bytes": stall[-1].accepted_bytes - stall[0].accepted_bytes if stall else 0,
         "stored": stored,
     }
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    """The figures for people."""
-    none = {run["side"]: run["peak_bytes"] for run in runs if run["codec"] == "none"}
-    lines = ["  ".join(_cell(name, width, index) for index, (name, _, width) in enumerate(COLUMNS))]
+def _growth(sizes: list[int]) -> int | None:
+    return max(sizes) - sizes[0] if sizes else None
+
+
+def broken(runs: Iterable[dict[str, Any]]) -> list[str]:
+    """What slabpress promised and did not keep."""
+    found = []
     for run in runs:
-        texts = _texts(run, none.get(run["side"], 0))
-        cells = [_cell(form.format(**texts), width, index) for index, (_, form, width) in enumerate(COLUMNS)]
-        lines.append("  ".join(cells).rstrip())
+        if run["side"] != "slabpress":
+            continue
+        verdict = run["verdict"] or {}
+        wrong = [f"{count} records {name}" for name, count in verdict.items() if name != "read" and count]
+        wrong += [f"died: {run['died']}"] if run["died"] else []
+        wrong += [f"{run['counts']['failed']} records failed: {run['error']}"] if run["error"] else []
+        wrong += [f"{len(run['above_plan_at_s'])} samples above the plan"] if run["above_plan_at_s"] else []
+        wrong += run["violations"]
+        found += [f"slabpress {run['codec']}: {text}" for text in wrong]
+    return found
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The figures of every run for people."""
+    none = {run["side"]: run["peak_bytes"] for run in runs if run["codec"] == "none"}
+    return grid(HEAD, [_row(run, none.get(run["side"], 0)) for run in runs])
+
+
+def promises(runs: list[dict[str, Any]]) -> str:
+    """What slabpress promises, and what it was."""
+    return grid(PROMISES, [_promise(run) for run in runs if run["side"] == "slabpress"])
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, aligned so that it is one without it."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in (head, *rows)]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 
-def _cell(text: str, width: int, index: int) -> str:
-    return text.ljust(width) if index < 2 or index == len(COLUMNS) - 1 else text.rjust(width)
+def _row(run: dict[str, Any], none_bytes: int) -> list[str]:
+    heap, growth = run["heap_at_stall_bytes"], run["growth_bytes"]
+    return [
+        run["side"],
+        run["codec"],
+        f"{run['base_bytes'] / MIB:.0f}",
+        f"{run['peak_bytes'] / MIB:.1f}",
+        f"{run['peak_over_configured']:.2f}",
+        f"{run['peak_bytes'] / none_bytes:.2f}" if none_bytes else "-",
+        "-" if growth is None else f"{growth / MIB:.1f}",
+        f"{heap / MIB:.0f}" if heap else "-",
+        f"{run['accepted_bytes'] / MIB:.0f}",
+        f"{run['accepted_in_stall_bytes'] / MIB:.1f}",
+        str(run["counts"]["accepted"]),
+        str(run["stored"]),
+        _end(run),
+    ]
 
 
-def _texts(run: dict[str, Any], none_bytes: int) -> dict[str, str]:
-    accepted = run["counts"]["accepted"]
-    share = run["stored"] / accepted if accepted else 0.0
-    versus = f"{run['peak_bytes'] / none_bytes:.2f}" if none_bytes else "-"
-    heap = run["heap_at_stall_bytes"]
-    return {
-        "side": run["side"],
-        "codec": run["codec"],
-        "base": f"{run['base_bytes'] / MIB:.0f}",
-        "peak": f"{run['peak_bytes'] / MIB:.1f}",
-        "ratio": f"{run['peak_over_configured']:.2f}",
-        "added": f"{run['added_over_configured']:.2f}",
-        "growth": f"{run['growth_bytes'] / MIB:.1f}",
-        "versus": versus,
-        "heap": f"{heap / MIB:.0f}" if heap else "-",
-        "accepted": f"{run['accepted_bytes'] / MIB:.0f}",
-        "stall": f"{run['accepted_in_stall_bytes'] / MIB:.1f}",
-        "delivered": "-" if not accepted else "all" if run["stored"] == accepted else f"{100 * share:.2f} %",
-        "died": run["died"] or run["error"][:60] or "no",
-    }
+def _end(run: dict[str, Any]) -> str:
+    if run["died"]:
+        return str(run["died"][:60])
+    failed = run["counts"]["failed"]
+    return f"no; {failed} failed: {run['error'][:60]}" if run["error"] else "no"
 
 
-def draw(runs: list[dict[str, Any]], codec: str, producers: int, path: Path) -> None:
-    """Draw memory over time, one line a side, with the configured limit.
-
-    Raises:
-        SystemExit: matplotlib is not installed.
-    """
-    chosen = [run for run in runs if run["codec"] == codec and run["samples"]]
-    if not chosen:
-        raise SystemExit(f"no side ran with {codec}: nothing to draw")
-    try:
-        matplotlib: Any = importlib.import_module("matplotlib")
-    except ImportError:
-        raise SystemExit("the picture needs matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(figsize=(10, 5.6), dpi=110)
-    for run in chosen:
-        # Acknowledgements stall at second 0 of the picture, whenever the side was ready for it.
-        zero = run["marks"].get("trickle", 0.0)
-        times = [sample[0] - zero for sample in run["samples"] if sample[1]]
-        added = [max(0.1, (sample[1] - run["base_bytes"]) / MIB) for sample in run["samples"] if sample[1]]
-        ours = run["side"] == "slabpress"
-        style = {"linewidth": 2.6, "color": "black"} if ours else {"linewidth": 1.4}
-        axes.plot(times, added, label=run["side"], **style)
-        if run["died"]:
-            axes.plot(times[-1:], added[-1:], marker="x", color="red", markersize=9)
-    _decorate(axes, chosen[0], codec, producers)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
-def _decorate(axes: Any, run: dict[str, Any], codec: str, producers: int) -> None:
-    limit, marks = run["configured_bytes"] / MIB, run["marks"]
-    axes.axhline(limit, color="red", linestyle="--", linewidth=1.2, label=f"configured: {limit:.0f} MiB")
-    if "released" in marks:
-        zero = marks["trickle"]
-        stopped, released = marks["stopped"] - zero, marks["released"] - zero
-        axes.axvspan(0, stopped, color="0.93", zorder=0)
-        axes.axvspan(stopped, released, color="0.86", zorder=0)
-        for at, text in ((0.0, "trickle"), (stopped, "stopped"), (released, "released")):
-            axes.text(at, 1.01, f" {text}", transform=axes.get_xaxis_transform(), fontsize=8)
-        axes.set_xlim(-6, released + 8)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=4)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("seconds since acknowledgements slowed down")
-    axes.set_ylabel("MiB above the process before its first producer")
-    held = f"{producers} producers, {limit:.0f} MiB of buffer memory in all, {codec}"
-    title = f"{held}: memory while acknowledgements are slow (KAFKA-6512)"
-    axes.set_title(title, pad=18, fontsize=11)
-    axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, frameon=False)
+def _promise(run: dict[str, Any]) -> list[str]:
+    verdict = run["verdict"]
+    return [
+        run["codec"],
+        f"{run['planned_bytes'] / MIB:.1f}",
+        f"{(run['peak_bytes'] - run['base_bytes']) / MIB:.1f}",
+        "no" if run["above_plan_at_s"] or not run["planned_bytes"] else "yes",
+        str(len(run["above_plan_at_s"])),
+        str(len(run["samples"])),
+        str(run["conservation_checks"]),
+        str(len(run["violations"])),
+        *([str(count) for count in verdict.values()] if verdict else ["-"] * 5),
+    ]

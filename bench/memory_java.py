@@ -12,21 +12,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from bench.memory_clients import DELIVERY_TIMEOUT_MS, LINGER_MS, REQUEST_TIMEOUT_MS
 from bench.memory_messages import MESSAGE_BYTES, Job
+from bench.memory_slabpress import LINGER_MS
 
 FOLDER = Path(__file__).resolve().parent / "java"
-RELEASES = {"java 1.0.0": "1.0.0", "java 1.1.0": "1.1.0", "java 4.4.0": "4.4.0"}
-# The frugal collector and tight bounds on free heap, so that PSS is near what the client holds and not how much
-# garbage the machine has room for.
-JVM = (
-    "-Xmx1g",
-    "-Xms16m",
-    "-XX:+UseSerialGC",
-    "-XX:MinHeapFreeRatio=10",
-    "-XX:MaxHeapFreeRatio=20",
-    "-XX:+ExitOnOutOfMemoryError",
+# What the report is about, the release with its fix, and the newest of which the broker is there too.
+RELEASES = {"java 1.0.0": "1.0.0", "java 1.1.0": "1.1.0", "java 4.3.1": "4.3.1"}
+WHY = (
+    "buffer.memory is the pool of the batches' buffers before compression; what compresses them and what requests take "
+    "come on top; idempotence is off by default in 1.x and on in 4.x; 1.x has no delivery.timeout.ms"
 )
+OUT_OF_MEMORY = 3  # the JVM's exit code with ExitOnOutOfMemoryError
 MAVEN_TIMEOUT_S = 600
 COMPILE_TIMEOUT_S = 120
 
@@ -36,12 +32,22 @@ def missing_tool() -> str | None:
     return next((f"{tool} not found" for tool in ("java", "javac", "mvn") if shutil.which(tool) is None), None)
 
 
+def jvm(cap_bytes: int) -> list[str]:
+    """The JVM's options.
+
+    The heap may grow to the cap that holds for every side. The frugal collector and tight bounds on free heap keep
+    PSS near what the client holds: else it is how much garbage the machine has room for.
+    """
+    heap = [f"-Xmx{cap_bytes >> 20}m", "-Xms16m", "-XX:MinHeapFreeRatio=10", "-XX:MaxHeapFreeRatio=20"]
+    return [*heap, "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
+
+
 def command(job: Job) -> list[str]:
     """The command line of a Java side."""
     arguments = [job.topic, str(job.producers), str(MESSAGE_BYTES), job.messages]
     arguments += [f"{name}={value}" for name, value in settings(job).items()]
     arguments.append(f"bootstrap.servers={job.bootstrap_servers}")
-    return ["java", *JVM, "-cp", _classpath(RELEASES[job.side]), "KafkaSender", *arguments]
+    return ["java", *jvm(job.cap_bytes), "-cp", _classpath(RELEASES[job.side]), "KafkaSender", *arguments]
 
 
 def settings(job: Job) -> dict[str, Any]:
@@ -53,13 +59,13 @@ def settings(job: Job) -> dict[str, Any]:
         "max.in.flight.requests.per.connection": 1,
         "acks": "all",
         "linger.ms": LINGER_MS,
-        "request.timeout.ms": REQUEST_TIMEOUT_MS,
-        "max.block.ms": REQUEST_TIMEOUT_MS,
+        "request.timeout.ms": job.patience_ms,
+        "max.block.ms": 2 * job.patience_ms,
         "key.serializer": serializer,
         "value.serializer": serializer,
     }
     if not job.side.startswith("java 1."):  # earlier clients have no such setting
-        chosen["delivery.timeout.ms"] = DELIVERY_TIMEOUT_MS
+        chosen["delivery.timeout.ms"] = 2 * job.patience_ms
     return chosen
 
 

@@ -11,11 +11,17 @@ DISTINCT = 2048
 SEED = 6512
 SHAPE = (
     f"{DISTINCT} distinct JSON orders of {MESSAGE_BYTES} bytes (seed {SEED}: ids, prices, words from a vocabulary of "
-    "400), no keys; producer i of n starts at message i * 2048 / n and goes round"
+    "400), no keys; producer i of n starts at message i * 2048 / n and goes round, and writes its number and a "
+    "sequence number into each"
 )
 
 _WORDS = 400
 _LETTERS = "etaoinshrdlu"
+# The first half of each order's id gives way to the stamp: producer and sequence number.
+_STAMP = b'{"id":"%04d-%012d'
+_PRODUCER = slice(7, 11)
+_SEQUENCE = slice(12, 24)
+STAMP_BYTES = _SEQUENCE.stop
 
 
 class Job(NamedTuple):
@@ -26,6 +32,8 @@ class Job(NamedTuple):
         codec: the compression.type.
         producers: how many, each with a thread of its own where the client has threads.
         buffer_bytes: the memory setting of each producer.
+        cap_bytes: a side that takes more memory than this is killed.
+        patience_ms: how long a request may stay unanswered; a record may take twice that.
         partitions: of the topic.
         bootstrap_servers: the broker, behind the proxy.
         topic: where to send.
@@ -36,6 +44,8 @@ class Job(NamedTuple):
     codec: str
     producers: int
     buffer_bytes: int
+    cap_bytes: int
+    patience_ms: int
     partitions: int
     bootstrap_servers: str
     topic: str
@@ -52,6 +62,25 @@ def make_messages() -> list[bytes]:
 def split_messages(data: bytes) -> list[bytes]:
     """The messages in the bytes of a file."""
     return [data[at : at + MESSAGE_BYTES] for at in range(0, len(data), MESSAGE_BYTES)]
+
+
+def first_message(producer: int, producers: int) -> int:
+    """Where in the messages a producer starts."""
+    return producer * DISTINCT // producers
+
+
+def stamped(producer: int, sequence: int, message: bytes) -> bytes:
+    """A record's value: the message with its producer and its sequence number in it."""
+    return _STAMP % (producer, sequence) + message[STAMP_BYTES:]
+
+
+def read_stamp(value: bytes) -> tuple[int, int]:
+    """Producer and sequence number of a record.
+
+    Raises:
+        ValueError: the value has no stamp.
+    """
+    return int(value[_PRODUCER]), int(value[_SEQUENCE])
 
 
 def _message(rng: random.Random, words: list[str], number: int) -> bytes:

@@ -10,25 +10,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, cast
 
 import psutil
 
 from bench import memory_java
-from bench.memory_messages import Job
-from slabpress.observe.memory import process_bytes
+from bench.memory_messages import MESSAGE_BYTES, Job
+from bench.memory_pss import process_tree, tree_memory
 from tests.support.kafka_install import spawn
 from tests.support.proxy import Proxy
 
 SAMPLE_EVERY_S = 0.1
 TRICKLE_BYTES_PER_S = 400.0
-STOPPED_BYTES_PER_S = 0.5  # of a connection: a response of 60 bytes would take two minutes
+# After the stop phase comes what must not be in it, such as Java's collection.
+STOP_REST_S = 2.0
 START_TIMEOUT_S = 60.0
-DRAIN_TIMEOUT_S = 90.0
-KILL_ABOVE_BYTES = 6 << 30
+DRAIN_TIMEOUT_S = 120.0
 ORDER_TIMEOUT_S = 10.0
+STDERR_BYTES = 1500
 
 
 class Phases(NamedTuple):
@@ -44,11 +44,16 @@ class Died(Exception):  # noqa: N818 - it is what happened to a side, not an err
 
 
 class Sample(NamedTuple):
-    """What a side took and had done at one time, in seconds since it began to make its producers."""
+    """What a side took and had done at one time, in seconds since it began to make its producers.
+
+    Memory is as in memory_pss.Memory; bytes are those of values, the rest are records.
+    """
 
     at_s: float
     memory_bytes: int
-    accepted: int
+    pss_bytes: int
+    data_bytes: int
+    accepted_bytes: int
     acked: int
     failed: int
 
@@ -68,6 +73,7 @@ class Run:
         self.samples: list[Sample] = []
         self.marks: dict[str, float] = {}
         self.said: dict[str, dict[str, Any]] = {}
+        self._job = job
         self._proxy = proxy
         self._events: queue.Queue[str] = queue.Queue()
         self._is_java = job.side in memory_java.RELEASES
@@ -78,7 +84,7 @@ class Run:
         self._answers = cast("IO[bytes]", self._process.stdout)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._start = time.monotonic()
+        self._start = self._next_sample = time.monotonic()
 
     def execute(self, phases: Phases) -> None:
         """Go through all phases.
@@ -86,27 +92,27 @@ class Run:
         Raises:
             Died: the side did not reach the end; it says why.
         """
-        self._throttle(0.0)
+        self._free()
         self._await("ready", START_TIMEOUT_S)
-        self.base_bytes = self._memory()
-        self._start = time.monotonic()
+        self.base_bytes = tree_memory(self._process.pid).total_bytes
+        self._start = self._next_sample = time.monotonic()
         self._order("go")
         self._sample_until(START_TIMEOUT_S, lambda: self.count("acked") > 0)
-        self._phase("free", phases.free_s, 0.0)
-        self._phase("trickle", phases.trickle_s, TRICKLE_BYTES_PER_S)
-        self._phase("stopped", phases.stopped_s, -1.0)
+        self._phase("free", phases.free_s, lambda _: self._free())
+        self._phase("trickle", phases.trickle_s, lambda _: self._trickle())
+        self._phase("stopped", phases.stopped_s, self._stop)
         if self._is_java:
             self._order("collect")
             self._await("heap", ORDER_TIMEOUT_S)
         self.marks["released"] = self._now()
-        self._throttle(0.0)
+        self._free()
         self._order("stop")
         self._sample_until(DRAIN_TIMEOUT_S, lambda: "end" in self.said)
         self.marks["end"] = self._now()
 
     def close(self) -> None:
         """End whatever still runs of the side."""
-        tree = self._tree()
+        tree = process_tree(self._process.pid)
         for process in tree:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -117,6 +123,14 @@ class Run:
         for pipe in (self._orders, self._answers):
             with contextlib.suppress(OSError):
                 pipe.close()
+
+    def latest(self) -> dict[str, Any]:
+        """The last counts that the side said, and what it said beside them."""
+        return self.said.get("end", self.said.get("counts", {}))
+
+    def count(self, name: str) -> int:
+        """The last that the side said of accepted, acked or failed records."""
+        return int(self.latest().get(name, 0))
 
     def _now(self) -> float:
         return time.monotonic() - self._start
@@ -143,7 +157,7 @@ class Run:
 
     def _ending(self) -> str:
         code = self._process.wait(ORDER_TIMEOUT_S)
-        if self._is_java and code == 3:
+        if self._is_java and code == memory_java.OUT_OF_MEMORY:
             return "OutOfMemoryError"
         return f"exit code {code}"
 
@@ -152,53 +166,45 @@ class Run:
             self._orders.write(f"{word}\n".encode())
             self._orders.flush()
 
-    def _phase(self, name: str, seconds: float, bytes_per_s: float) -> None:
+    def _phase(self, name: str, seconds: float, acknowledge: Callable[[float], None]) -> None:
+        """Sample for some seconds; ``acknowledge`` is told at every sample how many are left."""
         self.marks[name] = self._now()
         deadline = time.monotonic() + seconds
-        self._throttle(bytes_per_s)
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
+            acknowledge(left)
             self._sample()
-            self._throttle(bytes_per_s)
-            time.sleep(SAMPLE_EVERY_S)
 
-    def _sample_until(self, timeout_s: float, condition: Any) -> None:
+    def _sample_until(self, timeout_s: float, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:
                 raise Died(f"not done within {timeout_s:g} s")
             self._sample()
-            time.sleep(SAMPLE_EVERY_S)
 
-    def _throttle(self, bytes_per_s: float) -> None:
-        """Slow the acknowledgements: a rate for all connections together, 0 for none, less than 0 for stopped."""
-        share = bytes_per_s / max(1, self._proxy.open_connections)
-        self._proxy.down.bytes_per_s = share if bytes_per_s >= 0 else STOPPED_BYTES_PER_S
+    def _free(self) -> None:
+        self._proxy.down.bytes_per_s = 0.0
 
-    def count(self, name: str) -> int:
-        """The last that the side said of accepted, acked or failed records."""
-        return int(self.said.get("end", self.said.get("counts", {})).get(name, 0))
+    def _trickle(self) -> None:
+        """So much for all connections together."""
+        self._proxy.down.bytes_per_s = TRICKLE_BYTES_PER_S / max(1, self._proxy.open_connections)
 
-    def _tree(self) -> list[psutil.Process]:
-        try:
-            process = psutil.Process(self._process.pid)
-            return [process, *process.children(recursive=True)]
-        except psutil.Error:
-            return []
-
-    def _memory(self) -> int:
-        """Memory of the side's processes; what they share is counted once, as the side states it."""
-        shared = int(self.said.get("started", {}).get("shared", 0))
-        own = sum(process_bytes(process.pid) for process in self._tree())
-        return own + shared if own else 0
+    def _stop(self, left_s: float) -> None:
+        """Let at most one byte of each connection through until the phase is over."""
+        self._proxy.down.bytes_per_s = 1 / (left_s + STOP_REST_S)
 
     def _sample(self) -> None:
+        """Take one sample, when its time has come."""
+        time.sleep(max(0.0, self._next_sample - time.monotonic()))
+        self._next_sample = max(self._next_sample + SAMPLE_EVERY_S, time.monotonic())
         if "end" not in self.said and self._process.poll() is not None:
             raise Died(self._ending())
-        memory = self._memory()
-        counts = [self.count(name) for name in ("accepted", "acked", "failed")]
-        self.samples.append(Sample(round(self._now(), 3), memory, *counts))
-        if memory > KILL_ABOVE_BYTES:
-            raise Died(f"killed above {KILL_ABOVE_BYTES >> 30} GiB")
+        memory = tree_memory(self._process.pid)
+        accepted = self.count("accepted") * MESSAGE_BYTES
+        self.samples.append(Sample(round(self._now(), 3), *memory, accepted, self.count("acked"), self.count("failed")))
+        if memory.total_bytes > self._job.cap_bytes:
+            raise Died(f"killed at {self._job.cap_bytes >> 20} MiB")
+        if self.latest().get("violations"):
+            raise Died("VIOLATION of conservation")
 
 
 @contextlib.contextmanager
@@ -216,33 +222,29 @@ def running(job: Job, proxy: Proxy) -> Iterator[tuple[Run, IO[bytes]]]:
 def measure(job: Job, proxy: Proxy, phases: Phases) -> dict[str, Any]:
     """Run one side once and say what happened, as plain data."""
     died = ""
+    began = time.monotonic()
     with running(job, proxy) as (run, errors):
         try:
             run.execute(phases)
         except Died as reason:
             died = str(reason)
             errors.seek(0)
-            sys.stderr.write(errors.read()[-1500:].decode(errors="replace"))
-        started, end = run.said.get("started", {}), run.said.get("end", {})
-        return {
-            "side": job.side,
-            "codec": job.codec,
-            "settings": started.get("settings") or memory_java.settings(job),
-            "planned_bytes": started.get("planned", 0),
-            "base_bytes": run.base_bytes,
-            "heap_at_start_bytes": run.said.get("ready", {}).get("heap", 0),
-            "heap_at_stall_bytes": run.said.get("heap", {}).get("heap", 0),
-            "died": died,
-            "error": end.get("error", ""),
-            "finished": "end" in run.said,
-            "counts": {name: run.count(name) for name in ("accepted", "acked", "failed")},
-            "marks": run.marks,
-            "samples": [list(sample) for sample in run.samples],
-        }
-
-
-def write_messages(folder: str, messages: list[bytes]) -> str:
-    """Put the messages where every side can read them."""
-    path = Path(folder) / "messages"
-    path.write_bytes(b"".join(messages))
-    return str(path)
+            sys.stderr.write(errors.read()[-STDERR_BYTES:].decode(errors="replace"))
+    latest = run.latest()
+    return {
+        "side": job.side,
+        "codec": job.codec,
+        "settings": run.said.get("started", {}).get("settings") or memory_java.settings(job),
+        "base_bytes": run.base_bytes,
+        "planned_bytes": latest.get("planned", 0),
+        "conservation_checks": latest.get("checks", 0),
+        "violations": latest.get("violations", []),
+        "heap_at_stall_bytes": run.said.get("heap", {}).get("heap", 0),
+        "died": died,
+        "error": latest.get("error", ""),
+        "counts": {name: run.count(name) for name in ("accepted", "acked", "failed")},
+        "accepted_each": latest.get("each", []),
+        "seconds": round(time.monotonic() - began, 1),
+        "marks": run.marks,
+        "samples": [list(sample) for sample in run.samples],
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def main() -> None:
     sys.stdin.readline()
     tally = Tally(job.producers)
     client = CLIENTS[job.side](job, tally)
-    say("started", settings=client.settings, shared=client.shared_bytes, planned=client.planned_bytes)
+    say("started", settings=client.settings)
 
     def obey() -> None:
         # An end without an order is the parent's death: then there is nobody to report to either.
@@ -45,8 +46,10 @@ def main() -> None:
         stopping.set()
 
     def report() -> None:
-        while not over.wait(REPORT_EVERY_S):
-            say("counts", **tally.counts())
+        due = time.monotonic()
+        while not over.wait(max(0.0, due - time.monotonic())):
+            say("counts", **tally.counts(), **client.observe())
+            due = max(due + REPORT_EVERY_S, time.monotonic())
 
     threading.Thread(target=obey, daemon=True).start()
     reporter = threading.Thread(target=report)
@@ -56,7 +59,7 @@ def main() -> None:
     finally:
         over.set()
         reporter.join()
-    say("end", **tally.counts(), error=tally.error)
+    say("end", **tally.counts(), **client.observe(), each=tally.accepted, error=tally.error)
 
 
 if __name__ == "__main__":

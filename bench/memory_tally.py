@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import abc
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from bench.memory_messages import first_message, stamped
 
 
-class Client(Protocol):
+class Client(abc.ABC):
     """A client that sends until it is told to stop and then delivers what it accepted."""
 
     settings: dict[str, Any]
-    shared_bytes: int
-    planned_bytes: int
 
+    @abc.abstractmethod
     def run(self, messages: list[bytes], stopping: threading.Event) -> None:
         """Send the messages over and over until ``stopping``, then flush and close."""
+
+    def observe(self) -> dict[str, Any]:
+        """What is to be said beside the counts, ten times a second."""
+        return {}
 
 
 class Tally:
@@ -52,10 +58,10 @@ def run_threads(drive: Drive, tally: Tally, messages: list[bytes], stopping: thr
     count = len(tally.accepted)
 
     def work(index: int) -> None:
-        at = index * len(messages) // count
+        at = first_message(index, count)
         try:
             while not stopping.is_set():
-                if drive.send(index, messages[at]):
+                if drive.send(index, stamped(index, tally.accepted[index], messages[at])):
                     tally.accepted[index] += 1
                     at = (at + 1) % len(messages)
             drive.finish(index)

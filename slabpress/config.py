@@ -190,7 +190,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def check_names(settings: dict[str, Any], known: tuple[str, ...]) -> None:
     """Raise ConfigError for a setting that does not exist, or is not a setting here."""
     for name in settings:
-        if name == "bootstrap_servers":
+        if name == "bootstrap_servers" and name in known:
             raise ConfigError("bootstrap_servers was given twice: it is the first argument")
         if name not in known:
             raise ConfigError(_unknown(name, known))

@@ -126,15 +126,20 @@ class Pipeline:
                 raise CallbackFlushError("close() inside a delivery callback would wait for itself")
             self._closed = True
             _open_pipelines.discard(self)
-            errors = self._close_producers(timeout)
-            self._coordinator.close()
+            try:
+                errors = self._close_producers(timeout)
+            finally:
+                self._coordinator.close()  # whatever a signal handler raises
         if errors:
             raise errors[0]
 
     def _close_producers(self, timeout: float | None) -> list[SlabpressError]:
         deadline = None if timeout is None else time.monotonic() + timeout
         errors = []
-        for producer in list(self._producers):
+        producers = list(self._producers)
+        for producer in producers:
+            producer._session.seal_all()  # so that one that is stuck takes no time from the others
+        for producer in producers:
             try:
                 producer.close(None if deadline is None else max(0.0, deadline - time.monotonic()))
             except SlabpressError as error:
@@ -161,8 +166,10 @@ class Pipeline:
     def __del__(self) -> None:
         if self._closed:
             return
-        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-        _close_at_exit(self)
+        try:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            _close_at_exit(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"open, {len(self._producers)} producers"

@@ -257,8 +257,10 @@ class Producer:
     def __del__(self) -> None:
         if self._closed:
             return
-        warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-        close_at_exit(self)
+        try:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            close_at_exit(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

@@ -149,7 +149,7 @@ def test_append_many_notes_each_batch_that_a_call_writes_to_once() -> None:
     with small_arena() as arena:
         writer = make_writer(arena)
         batches = [open_batch(arena, number, number) for number in range(3)]
-        touched: list[OpenBatch] = []
+        touched: list[tuple[OpenBatch, int]] = []
         for start, partition, call, expected in (
             (0, 1, 1, [1]),
             (0, 1, 1, [1]),
@@ -158,7 +158,8 @@ def test_append_many_notes_each_batch_that_a_call_writes_to_once() -> None:
             (0, 1, 2, [1, 2, 1]),
         ):
             writer.append_many(batches, [b"a", b"b"], None, None, None, start, partition, call, touched)
-            assert [batch.partition for batch in touched] == expected
+            assert [batch.partition for batch, _ in touched] == expected
+        assert [first for _, first in touched] == [0, 0, 4]  # where the call's own records begin
 
 
 def test_append_many_goes_on_where_it_is_told_to() -> None:

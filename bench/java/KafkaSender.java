@@ -35,7 +35,8 @@ public final class KafkaSender {
             settings.put(setting.substring(0, setting.indexOf('=')), setting.substring(setting.indexOf('=') + 1));
         }
         BufferedReader orders = new BufferedReader(new InputStreamReader(System.in));
-        say("\"event\":\"ready\",\"heap\":" + reachableBytes());
+        System.gc();
+        say("\"event\":\"ready\"");
         orders.readLine();
         List<Thread> senders = start(topic, producers, messages, settings);
         say("\"event\":\"started\"");
@@ -65,14 +66,16 @@ public final class KafkaSender {
         List<Thread> senders = new ArrayList<>();
         for (int index = 0; index < producers; index++) {
             KafkaProducer<byte[], byte[]> producer = made.get(index);
+            int number = index;
             int first = index * messages.size() / producers;
-            senders.add(new Thread(() -> send(producer, topic, messages, first)));
+            senders.add(new Thread(() -> send(producer, number, topic, messages, first)));
         }
         senders.forEach(Thread::start);
         return senders;
     }
 
-    private static void send(KafkaProducer<byte[], byte[]> producer, String topic, List<byte[]> messages, int first) {
+    private static void send(
+            KafkaProducer<byte[], byte[]> producer, int number, String topic, List<byte[]> messages, int first) {
         Callback callback = (metadata, failure) -> {
             if (failure == null) {
                 acked.increment();
@@ -82,14 +85,32 @@ public final class KafkaSender {
             }
         };
         try {
-            for (int at = first; !stopping; at = (at + 1) % messages.size()) {
-                producer.send(new ProducerRecord<>(topic, messages.get(at)), callback);
+            for (long sequence = 0; !stopping; sequence++) {
+                byte[] message = messages.get((int) ((first + sequence) % messages.size()));
+                producer.send(new ProducerRecord<>(topic, stamped(number, sequence, message)), callback);
                 accepted.increment();
             }
         } catch (RuntimeException failure) {
             error = failure.toString();
         }
         producer.close();
+    }
+
+    /** What stamped() in bench/memory_messages.py makes. */
+    private static byte[] stamped(int number, long sequence, byte[] message) {
+        byte[] value = message.clone();
+        digits(value, 7, 11, number);
+        value[11] = '-';
+        digits(value, 12, 24, sequence);
+        return value;
+    }
+
+    private static void digits(byte[] value, int from, int to, long number) {
+        long left = number;
+        for (int at = to - 1; at >= from; at--) {
+            value[at] = (byte) ('0' + left % 10);
+            left /= 10;
+        }
     }
 
     private static void report() {

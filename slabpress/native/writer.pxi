@@ -121,7 +121,8 @@ cdef class RecordWriter:
             partition: where the records go; -1: by the key as Java's default partitioner does (every record
                 needs a key then).
             call: a number that no other call has.
-            touched: gets every batch that this call writes to for the first time.
+            touched: gets every batch that this call writes to, with the index of the first record that it wrote there;
+                as the caller holds the lock, all up to the batch's last are of this call.
 
         Returns:
             (index of the first record that was not appended, why it stopped, the partition it stopped at).
@@ -165,7 +166,7 @@ cdef class RecordWriter:
                 return index, (STOPPED_NO_SLAB if size == -1 else STOPPED_TOO_LARGE), target
             if (<OpenBatch>slot).last_call != call:
                 (<OpenBatch>slot).last_call = call
-                touched.append(slot)
+                touched.append((slot, (<OpenBatch>slot).records - 1))
         return count, ALL_APPENDED, target
 
     def seal(self, OpenBatch batch not None, uint32_t slab_state, uint32_t batch_state, SealPoint point not None):

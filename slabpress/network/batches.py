@@ -88,8 +88,9 @@ class ArenaBatches:
         self.queues: list[PartitionQueue | None] = [None] * arena.geometry.partition_count
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
-        # What is older than the ring is done. In a fresh arena this is 0.
+        # In a fresh arena this is 0.
         self._cursor = max(0, arena.seal_tail - arena.geometry.seal_ring_entries)
+        self._older: list[tuple[int, int]] = []
 
     def take_over(self) -> None:
         """Make order after a predecessor that died: its batches on the wire are READY to be sent again."""
@@ -111,6 +112,10 @@ class ArenaBatches:
         for output in self.arena.output_states.find_all(OUTPUT_IN_FLIGHT):
             if output not in held:
                 self.arena.output_states.store(output, OUTPUT_FREE)
+        # A batch that waits long, for its leader or for its pieces, may be older than the ring.
+        number = self._descriptors.seal_number
+        under_way = [index for index in range(states.count) if states.load(index) in UNDER_WAY]
+        self._older = sorted((number(index), index) for index in under_way if number(index) <= self._cursor)
 
     def retire(self) -> None:
         """Send nothing of it any more; what is on the wire is nobody's business now."""
@@ -119,12 +124,15 @@ class ArenaBatches:
     @property
     def has_new_seals(self) -> bool:
         """Whether the coordinator sealed batches that were not followed yet."""
-        return self._cursor != self.arena.seal_tail
+        return bool(self._older) or self._cursor != self.arena.seal_tail
 
     def follow(self) -> Iterator[Batch]:
         """The batches that were sealed since the last call, in seal order."""
         arena = self.arena
         tail = arena.seal_tail
+        while self._older:
+            number, index = self._older.pop(0)
+            yield self._batch(index, number)
         while self._cursor < tail:
             index = arena.sealed_at(self._cursor)
             self._cursor += 1
@@ -286,7 +294,9 @@ class ArenaBatches:
     def _end(self, index: int, split: Split) -> None:
         """What a predecessor has left of ``_finish`` after the first output became NONE."""
         records = self._descriptors.sealed(index).records
-        if split.is_split and split.first + split.piece_records < records:
+        # All the rest may have had its result at once (``finish``): then the source was being freed.
+        kept = split.is_split and self.arena.output_states.load(split.source) == OUTPUT_READY
+        if kept and split.first + split.piece_records < records:
             self.arena.batch_states.store(index, PARTIAL)
         else:
             self._drop_source(index)

@@ -223,7 +223,7 @@ class Broker:
                 return
 
     def _distrust(self, error: WireError) -> None:
-        """A response that does not parse may do so in an older version; without this it would come for ever."""
+        """What kio cannot read may parse in an older version of Produce; without this it would come for ever."""
         self._flexible = self._flexible and not isinstance(error, UnreadableError)
 
     def _ended(self, connection: Connection, now: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
+from slabpress.network.framing import Frames, OversizedError, not_a_response
 from slabpress.network.messages import (
     API_VERSIONS,
     INIT_PRODUCER_ID,
@@ -26,13 +27,17 @@ from slabpress.network.messages import (
     encode_api_versions,
     error_name,
 )
-from slabpress.network.wire import Request, WireError
+from slabpress.network.wire import RESPONSE_MAX_BYTES, Request, WireError
 
-FRAME_MAX: Final = 64 * 1024 * 1024
-_LENGTH_BYTES: Final = 4
 _FIRST_VERSIONS_ASKED: Final = 3
 _UNSUPPORTED_VERSION: Final = 35
 _CORRELATION_MASK: Final = 0x7FFF_FFFF
+# What a response is called that is too large, and what to do.
+_OVERSIZED: Final = {
+    METADATA: ("metadata", "ask for fewer topics in one producer or pipeline"),
+    PRODUCE: ("a Produce response", "lower max_request_size"),
+    API_VERSIONS: ("an ApiVersions response", "this is no Kafka broker"),
+}
 
 
 class State(Enum):
@@ -90,7 +95,7 @@ class Connection:
     Args:
         client_id: sent with every request.
         plain: ask for ApiVersions version 0 at once, because version 3 confused this broker before.
-        flexible: use versions with tagged fields; not so with a broker that sent one that kio cannot pass over.
+        flexible: use Produce versions with tagged fields; not so with a broker that sent one that kio cannot pass over.
         timeout_ns: a request's time until its response.
 
     Attributes:
@@ -110,7 +115,7 @@ class Connection:
         self._next_id = 0
         self._in_flight: deque[InFlight] = deque()
         self._outgoing: deque[_Outgoing] = deque()
-        self._received = bytearray()
+        self._frames = Frames()
 
     def _become(self, state: State) -> None:
         if state not in TRANSITIONS[self.state]:
@@ -203,7 +208,7 @@ class Connection:
             WireError: it is not a response to anything that was asked, or makes no sense.
         """
         self.last_used_ns = now
-        self._received += data
+        self._frames.feed(data)
         while (frame := self._next_frame()) is not None:
             answer = self._match(frame)
             if answer is None:
@@ -214,18 +219,17 @@ class Connection:
                 yield answer
 
     def _next_frame(self) -> bytes | None:
-        if len(self._received) < _LENGTH_BYTES:
-            return None
-        length = int.from_bytes(self._received[:_LENGTH_BYTES], "big", signed=True)
-        if not 0 <= length <= FRAME_MAX:
-            start = bytes(self._received[:_LENGTH_BYTES])
-            raise WireError(f"not a Kafka response: it begins with {start!r}, a length of {length} bytes")
-        end = _LENGTH_BYTES + length
-        if len(self._received) < end:
-            return None
-        frame = bytes(self._received[_LENGTH_BYTES:end])
-        del self._received[:end]
-        return frame
+        try:
+            return self._frames.next()
+        except OversizedError as error:
+            raise WireError(self._oversized(error)) from error
+
+    def _oversized(self, error: OversizedError) -> str:
+        """What is too large, and what to do; a length that is none is called so."""
+        if not self._in_flight or self._in_flight[0].correlation_id != error.correlation_id:
+            return not_a_response(error.length)
+        what, remedy = _OVERSIZED[self._in_flight[0].api]
+        return f"{what} of {error.length} bytes, more than {RESPONSE_MAX_BYTES}: {remedy}"
 
     def _match(self, frame: bytes) -> Answer | None:
         """The request that a response belongs to (Kafka answers in order); None for one that needs none."""
@@ -253,7 +257,7 @@ class Connection:
         if answer.error != 0:
             raise NegotiationError(f"ApiVersions v{self._asked} failed: {error_name(answer.error)}")
         for api in (PRODUCE, METADATA, INIT_PRODUCER_ID):
-            version = common_version(api, answer.ranges, flexible=self._flexible)
+            version = common_version(api, answer.ranges, flexible=self._flexible or api == METADATA)
             if version is not None:
                 self.versions[api] = version
         self._become(State.READY)
@@ -264,5 +268,5 @@ class Connection:
         lost = [*self._in_flight, *(waiting.request for waiting in self._outgoing if waiting.unanswered)]
         self._in_flight.clear()
         self._outgoing.clear()
-        self._received.clear()
+        self._frames.clear()
         return lost

@@ -181,8 +181,8 @@ class Loop:
             self._control.wake(COORDINATOR)
 
     def _write_report(self) -> None:
-        """While no broker can be reached, say why; the coordinator quotes it."""
-        report = self.brokers.bootstrap_report() if self.brokers.none_reachable else ""
+        """While no broker gives metadata, say why; the coordinator quotes it."""
+        report = self.refresher.report()
         if report == self._report:
             return
         self._report = report
@@ -239,8 +239,7 @@ class Loop:
         if error:
             return f"metadata says {error_name(error)}"
         if queue.leader is None:
-            report = self.brokers.bootstrap_report() if self.brokers.none_reachable else ""
-            return report or "the partition has no leader"
+            return self.refresher.report() or "the partition has no leader"
         broker = self.brokers.get(queue.leader)
         if broker is not None and broker.last_error:
             return f"leader {broker.node} at {broker}: {broker.last_error}"
@@ -286,12 +285,12 @@ class Loop:
 
     def lost(self, broker: Broker, requests: list[InFlight], now: int) -> None:
         """Take back what was on a connection that is closed now; its leaders may have moved."""
-        why = f"broker {broker.node} at {broker}: {broker.last_error or 'closed the connection'}"
+        why = f"{broker}: {broker.last_error or 'closed the connection'}"
         for request in requests:
             if isinstance(request.context, ProduceContext):
-                self.producing.lost(request.context, why, now)
+                self.producing.lost(request.context, f"broker {broker.node} at {why}", now)
             elif isinstance(request.context, MetadataContext):
-                self.refresher.lost(now)
+                self.refresher.lost(why, now)
             elif isinstance(request.context, IdentityContext):
                 self.identities.lost(request.context, now)
         # With acks=0 a closed connection is the only way to hear that a leader has moved.

@@ -23,15 +23,12 @@ from kio.serial.errors import SerialError
 
 from slabpress.network.wire import (
     BrokerAddress,
-    MetadataAnswer,
-    PartitionLeader,
     ProduceAnswer,
     ProduceResult,
     ProducerIdAnswer,
     ProduceTopic,
     RecordBytes,
     Request,
-    TopicMetadata,
     UnreadableError,
     VersionsAnswer,
     WireError,
@@ -64,7 +61,6 @@ FIRST_PRODUCE_WITH_TOPIC_IDS: Final = 13
 SOFTWARE_NAME: Final = "slabpress"
 SOFTWARE_VERSION: Final = "0.1.0"
 
-_ZERO_ID: Final = UUID(int=0)
 # Java sends this where there is no transaction (TransactionManager).
 _NO_TRANSACTION_MS: Final = 2**31 - 1
 
@@ -96,8 +92,11 @@ class _Parts:
 
 
 def error_name(code: int) -> str:
-    """Kafka's name of an error code, such as NOT_ENOUGH_REPLICAS."""
-    return ErrorCode(code).name.upper()
+    """Kafka's name of an error code, such as NOT_ENOUGH_REPLICAS; the number of one that kio does not know."""
+    try:
+        return ErrorCode(code).name.upper()
+    except ValueError:
+        return f"error {code}"
 
 
 def is_retriable(code: int) -> bool:
@@ -271,34 +270,6 @@ def decode_api_versions(version: int, frame: bytes) -> VersionsAnswer:
 
 def _milliseconds(time: datetime.timedelta) -> int:
     return max(0, round(time.total_seconds() * 1000))
-
-
-def _topic_id(topic: Any) -> UUID | None:
-    topic_id: UUID | None = getattr(topic, "topic_id", None)
-    return None if topic_id == _ZERO_ID else topic_id
-
-
-def decode_metadata(version: int, frame: bytes) -> MetadataAnswer:
-    """Read a Metadata response."""
-    body = _decode(METADATA, version, frame)
-    throttle = getattr(body, "throttle_time", None)
-    return MetadataAnswer(
-        _milliseconds(throttle) if throttle else 0,
-        int(getattr(body, "error_code", 0)),
-        [BrokerAddress(broker.node_id, broker.host, broker.port) for broker in body.brokers or ()],
-        [
-            TopicMetadata(
-                topic.name or "",
-                _topic_id(topic),
-                int(topic.error_code),
-                [
-                    PartitionLeader(p.partition_index, p.leader_id, getattr(p, "leader_epoch", -1))
-                    for p in topic.partitions or ()
-                ],
-            )
-            for topic in body.topics or ()
-        ],
-    )
 
 
 def _produce_result(topic: str | UUID, partition: Any) -> ProduceResult:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 from uuid import UUID
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
-from slabpress.network.wire import BrokerAddress, MetadataAnswer, TopicMetadata
-
-NO_LEADER: Final = -1
+from slabpress.network.wire import BrokerAddress, Leaders, MetadataAnswer, TopicMetadata
 
 
 class Topic:
@@ -17,12 +14,12 @@ class Topic:
 
     Attributes:
         topic_id: its id, None where the cluster has none.
-        leaders: partition number -> (leader's node id or NO_LEADER, leader epoch or -1).
+        leaders: the leaders of its partitions.
     """
 
     __slots__ = ("leaders", "topic_id")
 
-    def __init__(self, topic_id: UUID | None, leaders: dict[int, tuple[int, int]]) -> None:
+    def __init__(self, topic_id: UUID | None, leaders: Leaders) -> None:
         self.topic_id = topic_id
         self.leaders = leaders
 
@@ -46,16 +43,17 @@ class Cluster:
             if topic.error == 0:
                 self.topics[topic.name] = Topic(topic.topic_id, self._leaders(topic))
 
-    def _leaders(self, topic: TopicMetadata) -> dict[int, tuple[int, int]]:
+    def _leaders(self, topic: TopicMetadata) -> Leaders:
+        """The leaders of an answer, which is changed: where what is known is newer, that stays."""
+        leaders = Leaders.of(topic.partitions)
         known = self.topics.get(topic.name)
         # A topic that was deleted and created again starts its epochs anew; another id tells.
-        old = known.leaders if known is not None and known.topic_id == topic.topic_id else {}
-        leaders = {}
-        for partition, leader, epoch in topic.partitions:
-            before = old.get(partition)
-            # A broker that lags behind answers with an older epoch (KIP-320): what is known is newer.
-            stale = before is not None and -1 < epoch < before[1]
-            leaders[partition] = before if stale and before is not None else (leader, epoch)
+        if known is not None and known.topic_id == topic.topic_id:
+            for partition, (epoch, before) in enumerate(zip(leaders.epochs, known.leaders.epochs, strict=False)):
+                # A broker that lags behind answers with an older epoch (KIP-320).
+                if -1 < epoch < before:
+                    leaders.nodes[partition] = known.leaders.nodes[partition]
+                    leaders.epochs[partition] = before
         return leaders
 
     def forget_all_but(self, topics: Iterable[str]) -> None:
@@ -66,9 +64,9 @@ class Cluster:
     def leader(self, topic: str, partition: int) -> int | None:
         """The node id of a partition's leader; None where none is known, or its address is not."""
         known = self.topics.get(topic)
-        if known is None:
+        if known is None or not 0 <= partition < len(known.leaders):
             return None
-        leader, _ = known.leaders.get(partition, (NO_LEADER, -1))
+        leader = known.leaders.nodes[partition]
         return leader if leader in self.brokers else None
 
     def topic_id(self, topic: str) -> UUID | None:
@@ -79,13 +77,14 @@ class Cluster:
     def hint(self, topic: str, partition: int, leader: int, epoch: int, brokers: Iterable[BrokerAddress]) -> bool:
         """Take the leader that a Produce response named (KIP-951); whether it is news."""
         known = self.topics.get(topic)
-        if known is None or epoch <= known.leaders.get(partition, (NO_LEADER, -1))[1]:
+        if known is None or not 0 <= partition < len(known.leaders) or epoch <= known.leaders.epochs[partition]:
             return False
         for broker in brokers:
             self.brokers.setdefault(broker.node, broker)
         if leader not in self.brokers:
             return False
-        known.leaders[partition] = (leader, epoch)
+        known.leaders.nodes[partition] = leader
+        known.leaders.epochs[partition] = epoch
         return True
 
 

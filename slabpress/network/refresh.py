@@ -9,8 +9,9 @@ from slabpress.network.batches import ArenaBatches
 from slabpress.network.broker import Broker
 from slabpress.network.brokers import Brokers
 from slabpress.network.connection import InFlight
-from slabpress.network.messages import METADATA, decode_metadata, encode_metadata
+from slabpress.network.messages import METADATA, encode_metadata
 from slabpress.network.metadata import Cluster, RefreshSchedule
+from slabpress.network.metadata_codec import decode_metadata
 from slabpress.network.queues import PartitionQueue, Queues
 from slabpress.network.wire import TopicMetadata, WireError
 
@@ -52,6 +53,7 @@ class Refresher:
         self._wanted: dict[int, dict[str, int]] = {}  # by arena number, as of the version of its table
         self._wanted_versions: dict[int, int] = {}
         self._errors: dict[str, int] = {}
+        self._failure = ""
         self.cluster = cluster
         self.schedule = RefreshSchedule(max_age_ms, backoff)
         self.answered_topics = 0
@@ -97,6 +99,7 @@ class Refresher:
         names = self._names()
         if not names:
             self.schedule.idle()
+            self._failure = ""
             return
         broker = self._brokers.for_metadata(now)
         if broker is None:
@@ -111,6 +114,8 @@ class Refresher:
         version = connection.versions.get(METADATA)
         if version is None:
             broker.last_error = "speaks no Metadata version from 1 to 13"
+            self.schedule.sent()
+            self.lost(f"{broker}: {broker.last_error}", now)
             broker.close(now)
             return
         correlation_id = connection.next_id()
@@ -127,14 +132,16 @@ class Refresher:
         Raises:
             WireError: it does not parse, or the broker says that it cannot answer.
         """
-        answer = decode_metadata(request.version, frame)
+        # A topic's entry may be another's by now.
+        self.look(now)
+        names = self._names()
+        answer = decode_metadata(request.version, frame, names)
         if answer.error or not answer.brokers:
             # Version 13 may say REBOOTSTRAP_REQUIRED (KIP-1102): another server is asked then.
             raise WireError(f"no metadata: error {answer.error}, {len(answer.brokers)} brokers")
-        # A topic's entry may be another's by now.
-        self.look(now)
+        self._failure = ""
         self.cluster.update(answer)
-        self.cluster.forget_all_but(self._names())
+        self.cluster.forget_all_but(names)
         self._brokers.update(self.cluster.brokers, now)
         self._errors = {topic.name: topic.error for topic in answer.topics if topic.error}
         for topic in answer.topics:
@@ -165,9 +172,19 @@ class Refresher:
         """Give one queue the leader that is known now."""
         self._queues.set_leader(queue, self.cluster.leader(queue.topic, queue.number), now)
 
-    def lost(self, now: int) -> None:
+    def lost(self, why: str, now: int) -> None:
         """A request's connection was closed."""
+        self._failure = why
         self.schedule.failed(now)
+
+    def report(self) -> str:
+        """Why there is no metadata, in words; empty while there is, or nothing has gone wrong yet.
+
+        A request that fails stays the reason until one succeeds, for a connection that is open says nothing yet: a
+        broker whose metadata is too large answers every handshake.
+        """
+        bootstrap = self._brokers.bootstrap_report() if self._brokers.none_reachable else ""
+        return bootstrap or self._failure
 
     def topic_error(self, topic: str) -> int:
         """The error of a topic's last answer, 0 for none."""

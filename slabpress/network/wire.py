@@ -5,9 +5,16 @@ Only types, so that the pure modules need not import the protocol library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
+
+# No response may be larger, for it is held in memory whole; the memory plan has room for one.
+RESPONSE_MAX_BYTES: Final = 4 * 1024 * 1024
+
+NO_LEADER: Final = -1
+NO_EPOCH: Final = -1
 
 
 class WireError(Exception):
@@ -91,11 +98,37 @@ class ProduceAnswer(NamedTuple):
 
 
 class PartitionLeader(NamedTuple):
-    """A partition of a Metadata response; ``leader`` is -1 where there is none, ``epoch`` -1 before v7."""
+    """A partition's leader, or NO_LEADER, and its epoch, or NO_EPOCH."""
 
     partition: int
     leader: int
     epoch: int
+
+
+class Leaders:
+    """Who leads each partition of a topic, by partition number: 8 bytes a partition.
+
+    Attributes:
+        nodes: the leader's node id, NO_LEADER where there is none.
+        epochs: the leader epoch, NO_EPOCH before version 7.
+    """
+
+    __slots__ = ("epochs", "nodes")
+
+    def __init__(self, nodes: array[int], epochs: array[int]) -> None:
+        self.nodes = nodes
+        self.epochs = epochs
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @classmethod
+    def of(cls, partitions: Leaders | Iterable[PartitionLeader]) -> Leaders:
+        """Leaders from the partitions 0, 1, 2 and so on; those that are there already stay the same."""
+        if isinstance(partitions, Leaders):
+            return partitions
+        listed = list(partitions)
+        return cls(array("i", [p.leader for p in listed]), array("i", [p.epoch for p in listed]))
 
 
 class TopicMetadata(NamedTuple):
@@ -104,7 +137,7 @@ class TopicMetadata(NamedTuple):
     name: str
     topic_id: UUID | None
     error: int
-    partitions: list[PartitionLeader]
+    partitions: Leaders | Sequence[PartitionLeader]
 
 
 class MetadataAnswer(NamedTuple):

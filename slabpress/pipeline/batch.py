@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from slabpress._native import OpenBatch, RecordHandle
-from slabpress.errors import ForkedError, SlabpressError
+from slabpress.errors import DeliveryError, ForkedError, SlabpressError
 
 if TYPE_CHECKING:
     from slabpress.pipeline.topics import Topic
@@ -64,6 +64,8 @@ def _is_alike(one: SlabpressError, other: SlabpressError) -> bool:
     return type(one) is type(other) and getattr(one, "name", "") == getattr(other, "name", "")
 
 
+# Some consecutive records of a batch: the first, and the one after the last.
+Span = tuple[int, int]
 DoneCallback = Callable[["DeliveryHandle"], object]
 
 
@@ -180,6 +182,8 @@ class Batch(OpenBatch):
         joined = last.joined(records, outcome) if last is not None else None
         if joined is not None:
             self.pieces[-1] = joined
+            if isinstance(joined.outcome.error, DeliveryError):
+                joined.outcome.error.records = joined.records  # nobody has seen it yet
         else:
             self.pieces.append(Piece(self.records_resolved, records, outcome))
 
@@ -200,6 +204,18 @@ class Batch(OpenBatch):
                 self.resolve_piece(self.records_left, outcome)
             outcome = next((piece.outcome for piece in self.pieces if piece.outcome.error), self.pieces[0].outcome)
         self.outcome = outcome
+
+    def failures(self, spans: list[Span]) -> list[tuple[int, SlabpressError]]:
+        """How many of these records of a resolved batch failed, with which errors."""
+        if self.outcome is None or self.outcome.error is None:
+            return []
+        found = []
+        for piece in self.pieces or (self.piece_of(0),):
+            end = piece.first + piece.records
+            records = sum(max(0, min(end, after) - max(piece.first, first)) for first, after in spans)
+            if records and piece.outcome.error is not None:
+                found.append((records, piece.outcome.error))
+        return found
 
     def piece_of(self, index: int) -> Piece:
         """What became of a record of a resolved batch, with those around it."""
@@ -304,11 +320,12 @@ class ManyDelivery:
         accepted: how many records the call accepted: all of them, or it would have raised.
     """
 
-    __slots__ = ("_batches", "accepted")
+    __slots__ = ("_batches", "_spans", "accepted")
 
-    def __init__(self, accepted: int, batches: list[Batch]) -> None:
+    def __init__(self, accepted: int, batches: list[Batch], spans: dict[Batch, list[Span]] | None = None) -> None:
         self.accepted = accepted
         self._batches = batches
+        self._spans = spans or {}
 
     def done(self) -> bool:
         """Whether every record was delivered or has failed."""
@@ -327,14 +344,13 @@ class ManyDelivery:
         with watch.changed:
             if not watch.changed.wait_for(self.done, timeout):
                 raise TimeoutError(f"{self.accepted} records not resolved within {timeout} s")
-            failed = [batch for batch in self._batches if batch.outcome and batch.outcome.error]
-            # The batches may hold records of others, whose failures stay unseen.
-            own = self.accepted
-            for batch in failed:
-                watch.count_seen(batch, min(own, batch.failed))
-                own -= min(own, batch.failed)
-        pieces = [piece for batch in failed for piece in batch.pieces or (batch.piece_of(0),)]
-        return [piece.outcome.error for piece in pieces if piece.outcome.error is not None]
+            errors: dict[int, SlabpressError] = {}
+            for batch in self._batches:
+                own = batch.failures(self._spans.get(batch, [(0, batch.records)]))
+                # The batches may hold records of others, whose failures stay unseen.
+                watch.count_seen(batch, sum(records for records, _ in own))
+                errors.update({id(error): error for _, error in own})
+        return list(errors.values())
 
     def result(self, timeout: float | None = None) -> int:
         """Wait for every record; how many were delivered.

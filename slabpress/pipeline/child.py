@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -14,6 +15,11 @@ from slabpress.shm.control import Control
 from slabpress.shm.handover import ArenaGrant, Grant, open_pidfd
 
 _ERROR_TAIL_BYTES: Final = 4096
+# glibc raises these by itself with the largest block that was ever freed, and keeps blocks of that size in the heap
+# then: a codec's workspace would stay after its last producer. See mallopt(3); the user's own environment goes first.
+_ENVIRONMENT: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+# What passes: too many descriptors on their way, no descriptor, no memory for now.
+_SHORTAGES: Final = frozenset({errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Role(NamedTuple):
@@ -41,11 +47,13 @@ class ChildProcess:
         self.channel: socket.socket | None = None
         # What the channel has not taken yet: lines, each with the descriptor of the arena that comes or -1.
         self.outbox: deque[tuple[bytes, int]] = deque()
+        self.told = 0  # lines that this process was told, ever
 
     def start(self, control: Control, parent: int, arenas: list[ArenaGrant]) -> None:
         """Start the process with its grant."""
         role = self.role
         self.outbox.clear()  # it is given the arenas as they are now
+        self.told = 0
         self.channel, theirs = socket.socketpair()
         self.channel.setblocking(False)  # noqa: FBT003 - its only argument is positional
         grant = Grant(role.slot, control.descriptor, [b.descriptors for b in control.bells], parent, theirs.fileno(),
@@ -63,10 +71,10 @@ class ChildProcess:
                 stderr=errors_write,
                 pass_fds=sorted(grant.inherited() | {setup_read}),
                 start_new_session=True,
+                env=_ENVIRONMENT | os.environ,
             )
         except BaseException:
-            os.close(self.errors_fd)
-            self.errors_fd = -1
+            self.close()
             raise
         finally:
             theirs.close()
@@ -91,10 +99,15 @@ class ChildProcess:
                 socket.send_fds(self.channel, [line], [descriptor] if descriptor >= 0 else [])
             except BlockingIOError:
                 break
-            except OSError:
+            except (BrokenPipeError, ConnectionResetError):
                 self.outbox.clear()  # it has died; the next one is given the arenas at birth
                 break
+            except OSError as error:
+                if error.errno not in _SHORTAGES:
+                    raise
+                break
             self.outbox.popleft()
+            self.told += 1
             told = True
         return told
 

@@ -132,8 +132,7 @@ class Coordinator:
             while not self._stopping:
                 for session in self._sessions:
                     session.turn()
-                for session in self._leaving:
-                    session.look_whether_let_go()
+                self._look_who_has_let_go()
                 self._supervisor.check()
                 self._sleep()
         except ProcessError as error:
@@ -147,14 +146,31 @@ class Coordinator:
         control.lie_down(COORDINATOR)
         times = [session.rest() for session in self._sessions]
         times.append(self._supervisor.next_time())
-        for session in self._leaving:
-            session.look_whether_let_go()
+        self._look_who_has_let_go()
         due = min((time_s for time_s in times if time_s is not None), default=None)
         timeout = None if due is None else max(0.0, due - time.monotonic())
         try:
             control.bells[COORDINATOR].wait(0.0 if self._stopping else timeout, self._supervisor.watched)
         finally:
             control.get_up(COORDINATOR)
+
+    def _look_who_has_let_go(self) -> None:
+        """Tell those who close a producer once no child has its arena mapped any more.
+
+        A child says "not mine any more" in the arena, and only then unmaps it: so its count of arenas is looked at as
+        well, less those that it still holds for others that are closed.
+        """
+        if not self._leaving:
+            return
+        slots = range(NETWORK, len(self.control.bells))
+        attached = {session: session.attached() for session in self._leaving}
+        for session in self._leaving:
+            others = [slots_of for other, slots_of in attached.items() if other is not session]
+            if not attached[session] and all(
+                self._supervisor.has_let_go(slot, len(self._sessions) + sum(slot in held for held in others))
+                for slot in slots
+            ):
+                session.let_go.set()
 
     def _recover(self, slot: int) -> None:
         """A child has died: nothing of any arena is its own any more."""
@@ -183,10 +199,12 @@ class Coordinator:
         socket takes bytes from it any more (law 7).
         """
         with self._lock:
+            if session.is_closed:
+                return 0  # the pipeline was closed meanwhile
             self._sessions = tuple(other for other in self._sessions if other is not session)
             self._leaving = (*self._leaving, session)
         self._supervisor.remove_arena(session.number)
-        session.look_whether_let_go()
+        self.control.bells[COORDINATOR].ring()
         if self._failure is None and not session.let_go.wait(END_TIMEOUT_S):
             logger.warning("a closed producer's memory is still in use by %s", self._holders(session))
         lost = self._finish(session)
@@ -195,8 +213,11 @@ class Coordinator:
         return lost
 
     def _holders(self, session: Session) -> str:
-        names = {child.role.slot: child.role.name for child in self._supervisor.children}
-        return ", ".join(names[slot] for slot in session.arena.attached(len(self.control.bells)))
+        attached, arenas = session.attached(), len(self._sessions)
+        slots = ((child.role.slot, child.role.name) for child in self._supervisor.children)
+        return ", ".join(
+            name for slot, name in slots if slot in attached or not self._supervisor.has_let_go(slot, arenas)
+        )
 
     def close(self) -> int:
         """End children and thread and give all memory back; how many records were lost. Have producers refuse first."""

@@ -9,7 +9,7 @@ from typing import Any
 from slabpress._native import ALL_APPENDED, STOPPED_BATCH_FULL, STOPPED_NOT_OPEN, STOPPED_TOO_LARGE
 from slabpress.errors import RecordError, RecordTypeError
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import Batch, ManyDelivery
+from slabpress.pipeline.batch import Batch, ManyDelivery, Span
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.topics import Topic
 from slabpress.records import Headers, Part
@@ -42,8 +42,7 @@ class Many:
         self._partition = partition
         self._values, self._keys, self._headers, self._timestamps = columns
         self._next = 0
-        self._call = accumulator.next_call()
-        self._touched: list[Batch] = []
+        self._spans: dict[Batch, list[Span]] = {}
 
     def run(self, max_block_s: float) -> ManyDelivery:
         """Append everything, waiting for room where there is none, each time for as long as one send() would.
@@ -57,7 +56,7 @@ class Many:
         except RecordError as error:
             error.accepted = self._next
             raise
-        return ManyDelivery(self._next, self._touched)
+        return ManyDelivery(self._next, list(self._spans), self._spans)
 
     def _advance(self) -> bool | None:
         """Append until a batch is full or there is no room: True for progress, None for no room.
@@ -93,6 +92,7 @@ class Many:
         """One run of the native loop: why it stopped, and at which partition."""
         keyed = self._partition is None and self._keys is not None
         target = -1 if keyed else self._topic.sticky if self._partition is None else self._partition
+        touched: list[tuple[Batch, int]] = []
         try:
             self._next, why, at_partition = self._accumulator.writer.append_many(
                 self._topic.open,
@@ -102,13 +102,22 @@ class Many:
                 self._timestamps,
                 self._next,
                 target,
-                self._call,
-                self._touched,
+                self._accumulator.next_call(),
+                touched,
             )
         except RecordError:
             self._next = self._accumulator.writer.stopped_at
             raise
+        for batch, first in touched:
+            self._note(batch, first)
         return why, at_partition
+
+    def _note(self, batch: Batch, first: int) -> None:
+        """The batch's records from the first one on are of this call; others may write to it while this one waits."""
+        spans = self._spans.setdefault(batch, [])
+        if spans and spans[-1][1] == first:
+            first = spans.pop()[0]
+        spans.append((first, batch.records))
 
     def _append_keyless(self) -> bool:
         """One record without a key among keyed ones goes to the sticky partition; False for no room."""
@@ -123,10 +132,7 @@ class Many:
         )
         if handle is None:
             return False
-        batch = handle._batch
-        if batch.last_call != self._call:
-            batch.last_call = self._call
-            self._touched.append(batch)
+        self._note(handle._batch, handle._index)
         self._next = index + 1
         return True
 

@@ -176,11 +176,16 @@ class Session:
             if not self.is_closed:
                 self.arena.set_attached(slot, attached=False)
 
-    def look_whether_let_go(self) -> None:
-        """Set ``let_go`` once no child has the arena mapped."""
+    def attached(self) -> list[int]:
+        """The slots of the children that say that they have the arena mapped."""
         with self.lock:
-            if self.is_closed or not self.arena.attached(len(self._control.bells)):
-                self.let_go.set()
+            return [] if self.is_closed else self.arena.attached(len(self._control.bells))
+
+    def seal_all(self) -> None:
+        """Let nothing linger."""
+        with self.lock:
+            if not self.is_closed:
+                self.accumulator.seal_all()
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -200,6 +205,7 @@ class Session:
         """Take in what has come in by now."""
         with self.lock:
             done = self.accumulator.take_done()
+            self._take_pieces()
         self._resolve(done)
 
     def abandon(self, name: str, reason: str) -> int:
@@ -209,8 +215,9 @@ class Session:
         """
         with self.lock:
             left = [batch for batch in self.accumulator.unfinished() if batch.outcome is None]
+        lost = sum(batch.records_left for batch in left)
         self._reporter.resolve([(batch, abandoned(batch, name, reason)) for batch in left])
-        return sum(batch.records for batch in left)
+        return lost
 
     def stop_callbacks(self, timeout_s: float) -> bool:
         """End the callback thread after what is queued; whether it ended in time."""

@@ -19,7 +19,7 @@ from typing import Final
 
 from slabpress.errors import ProcessError
 from slabpress.pipeline.child import ChildProcess, Role
-from slabpress.shm.control import NETWORK, Control
+from slabpress.shm.control import COORDINATOR, NETWORK, Control
 from slabpress.shm.handover import ArenaGrant, encode_change, pidfd_of_self
 from slabpress.shm.states import PROCESS_RUNNING, PROCESS_STARTING
 
@@ -80,6 +80,14 @@ class Supervisor:
                 child.outbox = deque(unsent)
             self._say(encode_change(number, None), -1)
 
+    def has_let_go(self, slot: int, arenas: int) -> bool:
+        """Whether the child of a slot has heard everything, and has no more than so many arenas mapped."""
+        child = next((child for child in self.children if child.role.slot == slot), None)
+        if child is None or child.process is None:
+            return True
+        heard = not child.outbox and self._control.heard(slot) >= child.told
+        return heard and self._control.mapped(slot) <= arenas
+
     def _say(self, line: bytes, descriptor: int) -> None:
         for child in self.children:
             if child.channel is not None:
@@ -92,6 +100,8 @@ class Supervisor:
             self._control.count_change()
         for slot in told:
             self._control.wake(slot)
+        if any(child.outbox for child in self.children):
+            self._control.wake(COORDINATOR)  # whose thread tries again
 
     def start(self) -> None:
         """Start every child and wait until all of them work.
@@ -112,6 +122,7 @@ class Supervisor:
         slot = child.role.slot
         # Nobody runs in the slot now, so its words are this process's to write.
         self._control.get_up(slot)
+        self._control.set_heard(slot, 0, 0)
         self._control.set_state(slot, PROCESS_STARTING)
         child.started_at = self._clock()
         child.start(self._control, self._parent, list(self._arenas.values()))

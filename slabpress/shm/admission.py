@@ -85,10 +85,11 @@ class Admission:
         if nothing_sealed and self._next_oversize() is None:
             return None
         with self.lock():
-            if arena.memory.load_u64(at.ORPHANS_AT):
-                return self._adopt_orphan()
-            piece = self._admit_piece()
-            return piece if piece is not None else self._admit()
+            for take in (self._adopt_orphan, self._admit_piece, self._admit):
+                index = take()
+                if index is not None:
+                    return index
+        return None
 
     def _admit_piece(self) -> int | None:
         """Be admitted to the next piece of the split batch that was sealed first, if there is room for one."""
@@ -138,10 +139,12 @@ class Admission:
 
     def _adopt_orphan(self) -> int | None:
         """Take over a batch whose worker died; it still holds its slabs and its output buffers."""
+        if not self._arena.memory.load_u64(at.ORPHANS_AT):
+            return None
         orphans = [index for index in self._compressing() if self._descriptors.worker(index) == ORPHAN]
         if not orphans:
             self._arena.memory.store_u64(at.ORPHANS_AT, 0)
-            return self._admit()
+            return None
         index = min(orphans, key=self._descriptors.seal_number)
         arena = self._arena
         arena.slabs.mark(self._descriptors.sealed(index).first_slab, owned(SLAB_COMPRESSING, self._worker))

@@ -1,7 +1,8 @@
 """The control block: one page shared by the coordinator, the network process and the workers.
 
     line 0            stopping word, count of changes to the set of arenas (coordinator)
-    line 1 + slot     one line for each process, written by that process alone: state, sleeping, pid
+    line 1 + slot     one line for each process, written by that process alone: state, sleeping, pid, how much it has
+                      heard of arenas that come and go, and how many it has mapped
 
 Slots: 0 the coordinator, 1 the network process, 2.. the workers. It belongs to the set of processes, not to an
 arena: several arenas may be served by one set.
@@ -27,6 +28,8 @@ _CHANGES_AT: Final = 4
 _STATE: Final = 0
 _SLEEPING: Final = 4
 _PID: Final = 8
+_HEARD: Final = 16
+_MAPPED: Final = 20
 CONTROL_BYTES: Final = align((1 + FIRST_WORKER + WORKERS_MAX) * LINE_BYTES, PAGE_BYTES)
 
 
@@ -99,6 +102,19 @@ class Control:
     def count_change(self) -> None:
         """Something was said to the children (coordinator, after it was said)."""
         self.memory.store_u32(_CHANGES_AT, (self.changes() + 1) & 0xFFFF_FFFF)
+
+    def heard(self, slot: int) -> int:
+        """How many lines of its channel the process has acted on."""
+        return self.memory.load_u32(self._line(slot) + _HEARD)
+
+    def mapped(self, slot: int) -> int:
+        """How many arenas the process has mapped."""
+        return self.memory.load_u32(self._line(slot) + _MAPPED)
+
+    def set_heard(self, slot: int, heard: int, mapped: int) -> None:
+        """Say so, what is mapped first: who sees what was heard sees what it has led to."""
+        self.memory.store_u32(self._line(slot) + _MAPPED, mapped)
+        self.memory.store_u32(self._line(slot) + _HEARD, heard)
 
     def is_sleeping(self, slot: int) -> bool:
         """Whether the process said that it sleeps."""

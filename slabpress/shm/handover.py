@@ -152,6 +152,8 @@ class Child:
         self._parent_id = os.getppid()
         self.orphaned = False
         self._channel = Channel(grant.channel) if grant.channel >= 0 else None
+        self._heard = 0
+        self._mapped = 0
         self._changes_seen = -1  # so that what was said while this process started is read
         self._given = [Change(number, Arena.attach(file), own) for number, file, own in grant.arenas]
 
@@ -173,15 +175,25 @@ class Child:
     def changes(self) -> list[Change]:
         """What has changed in the set of arenas since the last call; at first, those given at birth."""
         given, self._given = self._given, []
+        self._mapped += len(given)
         seen = self.control.changes()
         # Nothing but a word is looked at while nothing changes: a busy worker asks before every batch.
         if seen != self._changes_seen:
             self._changes_seen = seen
-            given += self._channel.take() if self._channel is not None else []
+            said = self._channel.take() if self._channel is not None else []
+            self._mapped += sum(change.arena is not None for change in said)
+            self._heard += len(said)
+            given += said
         for change in given:
             if change.arena is not None:
                 change.arena.set_attached(self.slot, attached=True)
+        if given:
+            self._tell()
         return given
+
+    def _tell(self) -> None:
+        self.control.set_heard(self.slot, self._heard, self._mapped)
+        self.control.wake(COORDINATOR)
 
     def has_changes(self) -> bool:
         """Whether ``changes`` may have something to give."""
@@ -191,7 +203,8 @@ class Child:
         """Unmap an arena, and say so; nothing may use it, or a view of it, any more."""
         arena.set_attached(self.slot, attached=False)
         arena.close()
-        self.control.wake(COORDINATOR)
+        self._mapped -= 1
+        self._tell()
 
     def running(self) -> None:
         """Tell the coordinator that this process works."""

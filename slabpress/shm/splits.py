@@ -94,8 +94,9 @@ class Splits:
         _COURSE.pack_into(view, self._at(index, at.SPLIT_FIRST_AT), 0, records // 2, records, source_bytes)
         # Its slabs were freed long ago, and may be another batch's.
         self._arena.memory.store_u32(self._at(index, at.FIRST_SLAB_AT), NONE)
-        self._arena.memory.store_u32(self._at(index, at.SPLIT_SOURCE_AT), source)
+        # Before the source: a successor finds the batch by its source, and workers look for it only after this.
         self._arena.memory.add_u64(at.SPLITS_AT, 1)
+        self._arena.memory.store_u32(self._at(index, at.SPLIT_SOURCE_AT), source)
 
     def halve(self, index: int, records: int, payload_bytes: int) -> None:
         """A piece of so many records and bytes is too large (network process)."""

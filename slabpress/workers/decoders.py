@@ -116,11 +116,9 @@ def _unzstd(pieces: list[memoryview], raw_bytes: int) -> bytes:
     payload = _joined("zstd", pieces, raw_bytes)
     try:
         _compare("zstd", raw_bytes, get_frame_parameters(payload).content_size)
-        data = ZstdDecompressor().decompress(payload, allow_extra_data=False)
+        return ZstdDecompressor().decompress(payload, allow_extra_data=False)  # an error if it is not that long
     except ZstdError as error:
         raise _damaged("zstd", raw_bytes, error) from error
-    _compare("zstd", raw_bytes, len(data))
-    return data
 
 
 _DECODERS: dict[int, Callable[[list[memoryview], int], bytes]] = {
@@ -138,11 +136,15 @@ def _stream(
     pieces: list[memoryview],
     raw_bytes: int,
 ) -> bytes:
-    """Passes the pieces through ``step``, which says what came out, how much went in and whether the end was there."""
+    """Passes the pieces through ``step``, which says what came out, how much went in and whether the end was there.
+
+    What a step keeps back, because its output is full, comes with the next: both formats have an end mark, which is
+    read only after everything has come out.
+    """
     room, found, ended = _room(raw_bytes), 0, False
     for data in _slices(pieces):
-        rest, part = data, b""
-        while rest or (len(part) == _OUTPUT_BYTES and not ended):  # a full part may have left more to come
+        rest = data
+        while rest:
             if ended:
                 raise ValueError(f"{name}: more bytes after the end of the {raw_bytes} expected")
             part, used, ended = step(rest)
@@ -191,8 +193,6 @@ def _start_of(pieces: list[memoryview], length: int) -> bytes:
     start = b""
     for piece in pieces:
         start += piece[: length - len(start)]
-        if len(start) == length:
-            break
     return start
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import pytest
 
-from slabpress.network.connection import FRAME_MAX, TRANSITIONS, Answer, Connection, NegotiationError, State
+from slabpress.network.connection import TRANSITIONS, Answer, Connection, NegotiationError, State
 from slabpress.network.messages import API_VERSIONS, METADATA, PRODUCE, encode_metadata
-from slabpress.network.wire import Request, WireError
+from slabpress.network.wire import RESPONSE_MAX_BYTES, Request, WireError
 
 SECOND = 1_000_000_000
 
@@ -22,7 +23,7 @@ def versions_body(*ranges: tuple[int, int, int], error: int = 0) -> bytes:
     return struct.pack(">hi", error, len(ranges)) + b"".join(struct.pack(">hhh", *entry) for entry in ranges)
 
 
-def feed(connection: Connection, data: bytes, now: int = 0) -> list[Answer]:
+def feed(connection: Connection, data: bytes | memoryview, now: int = 0) -> list[Answer]:
     return list(connection.received(memoryview(data), now))
 
 
@@ -127,7 +128,13 @@ def test_responses_may_come_in_pieces_and_together(ready: Connection) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [frame(999_998, b""), struct.pack(">i", FRAME_MAX + 1), struct.pack(">i", -5), b"\0\0\0\x02ab", b"HTTP/1.1"],
+    [
+        frame(999_998, b""),
+        struct.pack(">ii", RESPONSE_MAX_BYTES + 1, 999_998),
+        struct.pack(">i", -5),
+        b"\0\0\0\x02ab",
+        b"HTTP/1.1",
+    ],
     ids=["unknown id", "too long", "negative", "too short", "http"],
 )
 def test_nonsense_is_an_error(ready: Connection, data: bytes) -> None:
@@ -135,6 +142,76 @@ def test_nonsense_is_an_error(ready: Connection, data: bytes) -> None:
     drain(ready)
     with pytest.raises(WireError):
         feed(ready, data)
+
+
+def test_what_is_no_response_is_called_so(ready: Connection) -> None:
+    ask(ready)
+    drain(ready)
+    with pytest.raises(WireError, match="not a Kafka response: it begins with b'HTTP', a length of 1213486160 bytes"):
+        feed(ready, b"HTTP/1.1")
+
+
+@pytest.mark.parametrize("cut", [0, 4, 7])
+def test_a_response_that_is_too_large_is_named_with_its_size_and_the_limit(ready: Connection, cut: int) -> None:
+    """Its size alone does not say what it is: the correlation id does."""
+    start = struct.pack(">ii", RESPONSE_MAX_BYTES + 1, ask(ready))
+    drain(ready)
+    assert feed(ready, start[:cut]) == []
+    words = (
+        f"metadata of {RESPONSE_MAX_BYTES + 1} bytes, more than {RESPONSE_MAX_BYTES}: "
+        "ask for fewer topics in one producer or pipeline"
+    )
+    with pytest.raises(WireError, match=f"^{words}$"):
+        feed(ready, start[cut:])
+
+
+@pytest.mark.parametrize("api", [PRODUCE, API_VERSIONS])
+def test_other_responses_that_are_too_large_are_named_too(api: int) -> None:
+    connection = Connection("me", SECOND, plain=True)
+    connection.connected(0)
+    number = connection._in_flight[0].correlation_id
+    if api == PRODUCE:
+        drain(connection)
+        feed(connection, frame(number, versions_body((PRODUCE, 0, 9))))
+        number = connection.next_id()
+        connection.send(Request([memoryview(b"x")], 1), number, PRODUCE, 9, None, 0)
+    name = {PRODUCE: "Produce", API_VERSIONS: "ApiVersions"}[api]
+    with pytest.raises(WireError, match=f"an? {name} response of 5000000 bytes, more than {RESPONSE_MAX_BYTES}: "):
+        feed(connection, struct.pack(">ii", 5_000_000, number))
+
+
+def test_a_response_of_the_largest_size_is_held_once(ready: Connection) -> None:
+    """Nothing of its size is beside it while it is received and handed over, and nothing stays."""
+    number = ask(ready)
+    drain(ready)
+    received = memoryview(bytearray(64 * 1024))
+    received[:8] = struct.pack(">ii", RESPONSE_MAX_BYTES, number)
+    answers: list[Answer] = []
+    tracemalloc.start()
+    try:
+        missing = RESPONSE_MAX_BYTES + 4
+        while missing:
+            count = min(missing, len(received) - 1000)
+            answers += feed(ready, received[:count])
+            missing -= count
+        held, peak = tracemalloc.get_traced_memory()
+        [answer] = answers
+        assert (type(answer.frame), len(answer.frame)) == (bytes, RESPONSE_MAX_BYTES)
+        assert peak < RESPONSE_MAX_BYTES + 200_000
+        assert held > RESPONSE_MAX_BYTES
+        del answer, answers
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_metadata_keeps_its_versions_with_a_broker_whose_produce_answers_have_unknown_tags() -> None:
+    """Only kio cannot pass over them."""
+    connection = Connection("me", SECOND, plain=True, flexible=False)
+    connection.connected(0)
+    sent = drain(connection)
+    feed(connection, frame(int.from_bytes(sent[8:12], "big"), versions_body((PRODUCE, 0, 13), (METADATA, 0, 13))))
+    assert connection.versions == {PRODUCE: 8, METADATA: 13}
 
 
 def test_a_response_before_the_request_is_sent_is_an_error(ready: Connection) -> None:

@@ -130,9 +130,10 @@ def test_an_unknown_tag_is_unreadable_and_no_crash() -> None:
     frame = struct.pack(">i", 42) + b"\0" + b"\x01" + struct.pack(">i", 0) + b"\x01\x07\x02zz"
     with pytest.raises(UnreadableError):
         messages.decode_produce(10, frame)
-    offered = {PRODUCE: (0, 13), METADATA: (0, 13)}
-    assert messages.common_version(PRODUCE, offered, flexible=False) == 8
-    assert messages.common_version(METADATA, offered, flexible=False) == 8
+    assert messages.common_version(PRODUCE, {PRODUCE: (0, 13)}, flexible=False) == 8
+    versions = struct.pack(">ihb", 42, 0, 1) + struct.pack(">i", 0) + b"\x01\x09\x02zz"
+    with pytest.raises(UnreadableError):
+        messages.decode_api_versions(3, versions)
 
 
 @pytest.mark.parametrize(
@@ -153,5 +154,6 @@ def test_what_does_not_parse_is_a_wire_error(frame: bytes) -> None:
 
 def test_names_and_retriability_of_errors() -> None:
     assert messages.error_name(19) == "NOT_ENOUGH_REPLICAS"
+    assert messages.error_name(9999) == "error 9999"
     assert messages.is_retriable(19)
     assert not messages.is_retriable(10)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from uuid import UUID
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.metadata import Cluster, RefreshSchedule
-from slabpress.network.wire import BrokerAddress, MetadataAnswer, PartitionLeader, TopicMetadata
+from slabpress.network.wire import BrokerAddress, Leaders, MetadataAnswer, TopicMetadata
 
 ONE, TWO = BrokerAddress(1, "a", 9092), BrokerAddress(2, "b", 9092)
 ID, OTHER_ID = UUID(int=1), UUID(int=2)
@@ -16,8 +18,17 @@ def answer(*topics: TopicMetadata, brokers: tuple[BrokerAddress, ...] = (ONE, TW
     return MetadataAnswer(0, 0, list(brokers), list(topics))
 
 
+def leaders(*entries: tuple[int, int]) -> Leaders:
+    """(leader, epoch) of the partitions 0, 1, 2 and so on."""
+    return Leaders(array("i", [leader for leader, _ in entries]), array("i", [epoch for _, epoch in entries]))
+
+
 def topic(leader: int, epoch: int, topic_id: UUID | None = ID, error: int = 0) -> TopicMetadata:
-    return TopicMetadata("t", topic_id, error, [PartitionLeader(0, leader, epoch)])
+    return TopicMetadata("t", topic_id, error, leaders((leader, epoch)))
+
+
+def several(*entries: tuple[int, int], topic_id: UUID | None = ID) -> TopicMetadata:
+    return TopicMetadata("t", topic_id, 0, leaders(*entries))
 
 
 def test_leaders_of_known_topics() -> None:
@@ -25,6 +36,7 @@ def test_leaders_of_known_topics() -> None:
     cluster.update(answer(topic(1, 5)))
     assert cluster.leader("t", 0) == 1
     assert cluster.leader("t", 1) is None
+    assert cluster.leader("t", -1) is None
     assert cluster.leader("u", 0) is None
     assert cluster.topic_id("t") == ID
 
@@ -41,8 +53,35 @@ def test_an_answer_of_a_broker_that_lags_behind_changes_no_leader() -> None:
     cluster.update(answer(topic(1, 5)))
     cluster.update(answer(topic(2, 4)))
     assert cluster.leader("t", 0) == 1
+    cluster.update(answer(topic(2, 4)))
+    assert cluster.leader("t", 0) == 1
     cluster.update(answer(topic(2, 6)))
     assert cluster.leader("t", 0) == 2
+
+
+def test_partitions_are_judged_one_by_one() -> None:
+    cluster = Cluster()
+    cluster.update(answer(several((1, 5), (1, 5), (1, 5))))
+    cluster.update(answer(several((2, 4), (2, 5), (2, 6))))
+    assert [cluster.leader("t", number) for number in range(3)] == [1, 2, 2]
+    cluster.update(answer(several((2, 5), (1, 4), (1, 5))))
+    assert [cluster.leader("t", number) for number in range(3)] == [2, 2, 2]
+
+
+def test_partitions_come_and_go() -> None:
+    cluster = Cluster()
+    cluster.update(answer(several((1, 5))))
+    cluster.update(answer(several((2, 4), (2, 0), (-1, 3))))
+    assert [cluster.leader("t", number) for number in range(4)] == [1, 2, None, None]
+    cluster.update(answer(several((2, 6), topic_id=OTHER_ID)))
+    assert [cluster.leader("t", number) for number in range(2)] == [2, None]
+
+
+def test_a_topic_is_kept_in_8_bytes_a_partition() -> None:
+    cluster = Cluster()
+    cluster.update(answer(several(*[(1, 5)] * 10_000)))
+    kept = cluster.topics["t"].leaders
+    assert sys.getsizeof(kept.nodes) + sys.getsizeof(kept.epochs) < 80_500
 
 
 def test_a_topic_created_again_starts_its_epochs_anew() -> None:
@@ -55,6 +94,9 @@ def test_a_topic_created_again_starts_its_epochs_anew() -> None:
 def test_brokers_without_epochs_are_believed() -> None:
     cluster = Cluster()
     cluster.update(answer(topic(1, -1, None)))
+    cluster.update(answer(topic(2, -1, None)))
+    assert cluster.leader("t", 0) == 2
+    cluster.update(answer(topic(1, 7, None)))
     cluster.update(answer(topic(2, -1, None)))
     assert cluster.leader("t", 0) == 2
 
@@ -77,6 +119,23 @@ def test_a_hint_is_taken_when_it_is_newer() -> None:
     assert cluster.hint("t", 0, 2, 6, [TWO])
     assert cluster.leader("t", 0) == 2
     assert cluster.brokers[2] == TWO
+
+
+def test_a_hint_is_of_one_partition_and_answers_that_lag_behind_it_change_nothing() -> None:
+    cluster = Cluster()
+    cluster.update(answer(several((1, 5), (1, 5))))
+    assert cluster.hint("t", 1, 2, 6, [])
+    cluster.update(answer(several((1, 5), (1, 5))))
+    assert [cluster.leader("t", number) for number in range(2)] == [1, 2]
+
+
+def test_a_hint_for_what_is_not_known_is_no_news() -> None:
+    cluster = Cluster()
+    assert not cluster.hint("t", 0, 1, 6, [ONE])
+    cluster.update(answer(several((1, 5))))
+    for partition in (-1, 1, 2**31 - 1):
+        assert not cluster.hint("t", partition, 2, 6, [TWO])
+    assert cluster.leader("t", 0) == 1
 
 
 def schedule() -> RefreshSchedule:

@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,6 +161,11 @@ def test_a_payload_larger_than_its_result_is_refused(kind: str, expected: int) -
     assert payload is not None
     with pytest.raises(ValueError, match=rf"^{kind}: {expected} bytes expected, .*\d+ found"):
         decompress(CODEC_IDS[kind], in_pieces(payload, 5000), expected)
+
+
+def test_zlibs_own_format_is_not_gzip() -> None:
+    with pytest.raises(ValueError, match=r"^gzip: damaged, 1000 bytes expected"):
+        decompress(1, [memoryview(zlib.compress(bytes(1000)))], 1000)
 
 
 @pytest.mark.parametrize("codec", [-1, 5, 7])

@@ -1,0 +1,1 @@
+"""Tests of one set of processes that many producers share."""
