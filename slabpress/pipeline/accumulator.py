@@ -155,6 +155,14 @@ class Accumulator:
         else:
             self._control.wake_one_worker()
 
+    def drop_if_empty(self, batch: Batch) -> None:
+        """Close a batch without records, unless that was done.
+
+        Its time starts with its first record, so it does not wait for room, or for a record that is not refused.
+        """
+        if batch.records == 0 and self.batches[batch.descriptor] is batch:
+            self.seal(batch)
+
     def release(self, batch: Batch) -> None:
         """Give the descriptor back."""
         self._arena.batch_states.store(batch.descriptor, FREE)
