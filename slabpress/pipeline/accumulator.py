@@ -142,7 +142,7 @@ class Accumulator:
             memory = self._arena.memory
             for place, amount in enumerate((batch.records, batch.bytes, 1)):
                 memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * place, amount)
-            batch.topic.under_way[batch.partition] += 1
+            batch.topic.under_way[batch.partition] = batch.topic.under_way.get(batch.partition, 0) + 1
         topic = batch.topic
         if topic.open[batch.partition] is batch:
             topic.open[batch.partition] = None
@@ -188,7 +188,7 @@ class Accumulator:
             batch = next(iter(self._open.values()))
             if now_ns - batch.created_ns < self._linger_ns:
                 break
-            if batch.topic.under_way[batch.partition] < _UNDER_WAY_ENOUGH or batch.records == 0:
+            if batch.topic.under_way.get(batch.partition, 0) < _UNDER_WAY_ENOUGH or batch.records == 0:
                 self.seal(batch)
             else:
                 del self._open[batch.descriptor]
@@ -248,6 +248,8 @@ class Accumulator:
         if topic.batch_limit < self.writer.batch_bytes and done.pieces is None:
             topic.batch_limit += 1 + topic.batch_limit // _GROWTH
         topic.under_way[partition] -= 1
+        if not topic.under_way[partition]:
+            del topic.under_way[partition]
         waiting = topic.open[partition]
         if waiting is not None and waiting.descriptor in self._held:
             self.seal(waiting)

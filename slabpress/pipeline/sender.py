@@ -209,6 +209,7 @@ class Sender:
                     # Ask to be woken, then look once more: what was freed in between rang for nobody.
                     turn = Turn(self.lock, self._writer.wanted)
                     self.line.join(turn)
+                    topic.pinned += 1
                     self.fast_lane.reserved += turn.need
                     self._arena.memory.store_u64(at.ROOM_WANTED_AT, 1)
                     self._arena.memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * 3, 1)
@@ -220,6 +221,7 @@ class Sender:
                 self._wait_in_line(turn, topic, deadline)
         finally:
             if turn is not None:
+                topic.pinned -= 1
                 self.line.leave(turn)
                 self._count_line()
 
