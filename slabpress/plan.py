@@ -28,14 +28,18 @@ NETWORK_PROCESS_BYTES: Final = 18 << 20
 COORDINATOR_BYTES: Final = 10 << 20
 # Python objects, measured with tracemalloc and rounded up. Of each topic-partition the network process keeps its
 # queue and its timers; of each batch under way who it is and where, and a view of each of its output buffers.
-NETWORK_BYTES_PER_PARTITION: Final = 768
+NETWORK_BYTES_PER_PARTITION: Final = 896
 NETWORK_BYTES_PER_BATCH: Final = 640
 NETWORK_BYTES_PER_OUTPUT: Final = 256
 # The largest response that is read; those of Metadata are the large ones.
 NETWORK_RESPONSE_BYTES: Final = 4 << 20
 COORDINATOR_BYTES_PER_BATCH: Final = 640
-# One page table entry of 8 bytes for each page of 4 KiB.
+# A partition of one replica in such a response, and what either process keeps of it.
+_RESPONSE_PARTITIONS: Final = NETWORK_RESPONSE_BYTES // 26
+_BYTES_PER_KNOWN_PARTITION: Final = 8
+# One page table entry of 8 bytes for each page of 4 KiB; and what the kernel keeps of a process by itself.
 _PAGE_TABLE_SHARE: Final = 512
+_PROCESS_KERNEL_BYTES: Final = 256 << 10
 # The kernel doubles what SO_SNDBUF and SO_RCVBUF ask for, to have room for its own bookkeeping (socket(7)).
 _SOCKET_FACTOR: Final = 2
 _SYSTEM_SOCKET_BYTES: Final = {"tcp_wmem": 4 << 20, "tcp_rmem": 6 << 20}
@@ -286,7 +290,10 @@ def process_lines(config: Config, workers: int) -> tuple[PlanLine, ...]:
         PlanLine("worker process", workers, WORKER_PROCESS_BYTES, "interpreter and codec library", WORKER),
         PlanLine("network process", 1, NETWORK_PROCESS_BYTES, "interpreter, protocol, connections", NETWORK),
         PlanLine("network: response", 1, NETWORK_RESPONSE_BYTES, "the largest that is read", NETWORK),
+        PlanLine("network: leaders", _RESPONSE_PARTITIONS, _BYTES_PER_KNOWN_PARTITION, "of all that it names", NETWORK),
         PlanLine(COORDINATOR_LINE, 1, COORDINATOR_BYTES, "what the import adds to your process", COORDINATOR),
+        PlanLine("coordinator: topics", _RESPONSE_PARTITIONS, _BYTES_PER_KNOWN_PARTITION, "the same", COORDINATOR),
+        PlanLine("kernel: processes", workers + 1, _PROCESS_KERNEL_BYTES, "their own page tables", KERNEL),
         PlanLine("kernel: sockets", config.planned_brokers, sockets, "buffers of a broker's connection", KERNEL),
     )
 

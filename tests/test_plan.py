@@ -69,7 +69,8 @@ def test_a_batch_and_a_record_never_exceed_the_slabs(buffer_memory: int, slab_si
     assert 0 < plan.largest_record_bytes <= min(slabs, 1 << 20)
     assert plan.largest_batch_bytes == max(plan.batch_bytes, plan.largest_record_bytes)
     outputs = plan.geometry.output_bytes * plan.geometry.output_count
-    assert plan.batch_bytes == batch_size or batch_size == 0 or batch_size > min(slabs, outputs // 2 - slab_size)
+    half = plan.geometry.output_count // 2 * plan.geometry.output_bytes
+    assert plan.batch_bytes == batch_size or batch_size == 0 or batch_size > min(slabs, half)
     reserve = plan.geometry.output_bytes * plan.geometry.split_outputs
     assert reserve >= plan.batch_bytes, "a piece of the largest batch of several records finds its room"
     assert outputs - reserve >= plan.largest_batch_bytes, "law 6: the largest batch finds its room uncompressed"

@@ -13,6 +13,7 @@ large, becomes OVERSIZE: its first output is the source from then on.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -146,7 +147,8 @@ class ArenaBatches:
         queue = self.queues[sealed.partition_index]
         if queue is None:
             topic_index, number = self.topics.partition(sealed.partition_index)
-            queue = PartitionQueue(self, self.topics.name(topic_index), number, sealed.partition_index)
+            # One name for all partitions of a topic: it may be 249 bytes long.
+            queue = PartitionQueue(self, sys.intern(self.topics.name(topic_index)), number, sealed.partition_index)
             self.queues[sealed.partition_index] = queue
         deadline_ns = sealed.created_ns + self.delivery_timeout_ms * 1_000_000
         return Batch(queue, index, seal_number, deadline_ns)

@@ -45,7 +45,7 @@ class Cluster:
 
     def _leaders(self, topic: TopicMetadata) -> Leaders:
         """The leaders of an answer, which is changed: where what is known is newer, that stays."""
-        leaders = Leaders.of(topic.partitions)
+        leaders = topic.leaders
         known = self.topics.get(topic.name)
         # A topic that was deleted and created again starts its epochs anew; another id tells.
         if known is not None and known.topic_id == topic.topic_id:

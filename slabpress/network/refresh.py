@@ -153,7 +153,7 @@ class Refresher:
 
     def _tell(self, topic: TopicMetadata) -> None:
         """Answer for a topic in every arena that wants it."""
-        partitions = len(topic.partitions) if topic.error == 0 else 0
+        partitions = len(topic.leaders) if topic.error == 0 else 0
         error = topic.error if topic.error or partitions else _LEADER_NOT_AVAILABLE
         for number, arena in self._arenas.items():
             index = self._wanted.get(number, {}).get(topic.name)

@@ -6,7 +6,7 @@ Only types, so that the pure modules need not import the protocol library.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -97,14 +97,6 @@ class ProduceAnswer(NamedTuple):
     brokers: list[BrokerAddress]
 
 
-class PartitionLeader(NamedTuple):
-    """A partition's leader, or NO_LEADER, and its epoch, or NO_EPOCH."""
-
-    partition: int
-    leader: int
-    epoch: int
-
-
 class Leaders:
     """Who leads each partition of a topic, by partition number: 8 bytes a partition.
 
@@ -122,14 +114,6 @@ class Leaders:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    @classmethod
-    def of(cls, partitions: Leaders | Iterable[PartitionLeader]) -> Leaders:
-        """Leaders from the partitions 0, 1, 2 and so on; those that are there already stay the same."""
-        if isinstance(partitions, Leaders):
-            return partitions
-        listed = list(partitions)
-        return cls(array("i", [p.leader for p in listed]), array("i", [p.epoch for p in listed]))
-
 
 class TopicMetadata(NamedTuple):
     """A topic of a Metadata response."""
@@ -137,7 +121,7 @@ class TopicMetadata(NamedTuple):
     name: str
     topic_id: UUID | None
     error: int
-    partitions: Leaders | Sequence[PartitionLeader]
+    leaders: Leaders
 
 
 class MetadataAnswer(NamedTuple):

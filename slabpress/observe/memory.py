@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 def process_bytes(pid: int) -> int:
     """The bytes that a process stands for, without shared memory such as the arena; 0 if it has ended.
@@ -13,7 +11,9 @@ def process_bytes(pid: int) -> int:
     them; and PSS knows no page that is allocated but not touched yet. Where there is no such figure it is USS.
     """
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        # Not by pathlib: it interns the parts of every path, and Python's table of them grows with it.
+        with open(f"/proc/{pid}/smaps_rollup") as file:  # noqa: PTH123
+            text = file.read()
     except OSError:
         text = ""
     figures = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines()[1:]}

@@ -142,7 +142,7 @@ class Accumulator:
             memory = self._arena.memory
             for place, amount in enumerate((batch.records, batch.bytes, 1)):
                 memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * place, amount)
-            batch.topic.under_way[batch.partition] += 1
+            batch.topic.under_way[batch.partition] = batch.topic.under_way.get(batch.partition, 0) + 1
         topic = batch.topic
         if topic.open[batch.partition] is batch:
             topic.open[batch.partition] = None
@@ -154,6 +154,14 @@ class Accumulator:
             self.release(batch)
         else:
             self._control.wake_one_worker()
+
+    def drop_if_empty(self, batch: Batch) -> None:
+        """Close a batch without records, unless that was done.
+
+        Its time starts with its first record, so it does not wait for room, or for a record that is not refused.
+        """
+        if batch.records == 0 and self.batches[batch.descriptor] is batch:
+            self.seal(batch)
 
     def release(self, batch: Batch) -> None:
         """Give the descriptor back."""
@@ -180,7 +188,7 @@ class Accumulator:
             batch = next(iter(self._open.values()))
             if now_ns - batch.created_ns < self._linger_ns:
                 break
-            if batch.topic.under_way[batch.partition] < _UNDER_WAY_ENOUGH or batch.records == 0:
+            if batch.topic.under_way.get(batch.partition, 0) < _UNDER_WAY_ENOUGH or batch.records == 0:
                 self.seal(batch)
             else:
                 del self._open[batch.descriptor]
@@ -240,6 +248,8 @@ class Accumulator:
         if topic.batch_limit < self.writer.batch_bytes and done.pieces is None:
             topic.batch_limit += 1 + topic.batch_limit // _GROWTH
         topic.under_way[partition] -= 1
+        if not topic.under_way[partition]:
+            del topic.under_way[partition]
         waiting = topic.open[partition]
         if waiting is not None and waiting.descriptor in self._held:
             self.seal(waiting)

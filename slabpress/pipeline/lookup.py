@@ -133,15 +133,23 @@ class TopicLookup:
         if 0 <= partition < len(topic.open):
             return
         if partition >= 0:
-            before = self._topics.answer(topic.name).answers
-            self._topics.request_refresh()
-            self._control.wake(NETWORK)
-            while self._topics.answer(topic.name).answers == before and deadline > time.monotonic():
-                self.changed.wait(deadline - time.monotonic())
-                self._check_usable()
+            topic.pinned += 1
+            try:
+                self._await_answer(topic.name, deadline)
+            finally:
+                topic.pinned -= 1
             self._topics.refresh()  # the answer may be here before the background thread has taken it in
         if not 0 <= partition < len(topic.open):
             raise UnknownPartitionError(
                 f"topic {topic.name!r} has no partition {partition}: it has {len(topic.open)}, "
                 f"0 .. {len(topic.open) - 1}"
             )
+
+    def _await_answer(self, name: str, deadline: float) -> None:
+        """Ask for fresh metadata of a topic, and wait for it."""
+        before = self._topics.answer(name).answers
+        self._topics.request_refresh()
+        self._control.wake(NETWORK)
+        while self._topics.answer(name).answers == before and deadline > time.monotonic():
+            self.changed.wait(deadline - time.monotonic())
+            self._check_usable()

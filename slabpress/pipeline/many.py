@@ -43,6 +43,7 @@ class Many:
         self._values, self._keys, self._headers, self._timestamps = columns
         self._next = 0
         self._spans: dict[Batch, list[Span]] = {}
+        self._opened: Batch | None = None
 
     def run(self, max_block_s: float) -> ManyDelivery:
         """Append everything, waiting for room where there is none, each time for as long as one send() would.
@@ -56,6 +57,9 @@ class Many:
         except RecordError as error:
             error.accepted = self._next
             raise
+        finally:
+            if self._opened is not None:
+                self._accumulator.drop_if_empty(self._opened)  # the record that it was opened for was refused
         return ManyDelivery(self._next, list(self._spans), self._spans)
 
     def _advance(self) -> bool | None:
@@ -80,13 +84,14 @@ class Many:
             if why == STOPPED_BATCH_FULL:
                 self._accumulator.seal(batch)
                 return True
-            if batch.records == 0:
-                self._accumulator.seal(batch)
+            self._accumulator.drop_if_empty(batch)
             return self._next > before or None
 
     def _open(self, partition: int) -> bool:
         sticky = self._partition is None and self._keys is None
-        return self._sender.open_batch(self._topic, None if sticky else partition) is not None
+        batch = self._sender.open_batch(self._topic, None if sticky else partition)
+        self._opened = batch or self._opened
+        return batch is not None
 
     def _append_some(self) -> tuple[int, int]:
         """One run of the native loop: why it stopped, and at which partition."""
@@ -110,6 +115,8 @@ class Many:
             raise
         for batch, first in touched:
             self._note(batch, first)
+            if first == 0:
+                self._sender.ring_for_linger()
         return why, at_partition
 
     def _note(self, batch: Batch, first: int) -> None:

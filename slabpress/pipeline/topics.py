@@ -26,20 +26,24 @@ class Topic(TopicLanes):
         name: its name.
         index: its entry in the arena's topic table.
         open: the open batch of each partition, or None.
-        under_way: how many sealed batches of each partition have no result yet.
+        under_way: how many sealed batches of each partition have no result yet; those without any are absent.
+        partition_indices: each partition's entry in the arena's partition table, once it has one.
+        pinned: threads that wait with this object in their hands: it is not forgotten meanwhile.
         batch_limit: bytes of a batch beyond which the broker finds it too large, as far as is known.
         sticky: the partition that keyless records go to until its batch is sealed (KIP-480).
     """
 
-    __slots__ = ("batch_limit", "index", "name", "partition_indices", "under_way")
+    __slots__ = ("batch_limit", "index", "name", "partition_indices", "pinned", "under_way")
     open: list[Batch | None]
 
     def __init__(self, name: str, index: int) -> None:
         super().__init__()
         self.name = name
         self.index = index
-        self.partition_indices: list[int] = []
-        self.under_way: list[int] = []
+        # By partition, where there is something to say: a topic of 10,000 partitions costs 8 bytes each in ``open``.
+        self.partition_indices: dict[int, int] = {}
+        self.under_way: dict[int, int] = {}
+        self.pinned = 0
         self.batch_limit = NO_LIMIT
 
     def grow(self, partitions: int) -> None:
@@ -47,8 +51,6 @@ class Topic(TopicLanes):
         missing = partitions - len(self.open)
         if missing > 0:
             self.open.extend([None] * missing)
-            self.partition_indices.extend([-1] * missing)
-            self.under_way.extend([0] * missing)
 
     def stick_elsewhere(self, rng: random.Random) -> None:
         """Choose another partition for keyless records, at random."""
@@ -94,8 +96,8 @@ class TopicRegistry:
         """
         self._idle.pop(name, None)
         if name not in self._wanted:
-            if not self._free_topics and self._idle:
-                self._unwant(next(iter(self._idle)))
+            if not self._free_topics:
+                self._forget_one()
             if not self._free_topics:
                 raise TooManyTopicsError(
                     f"topic {name!r} is one too many: the arena has room for {self._table.topic_count} topics; "
@@ -133,8 +135,22 @@ class TopicRegistry:
 
     def _unwant(self, name: str) -> None:
         del self._idle[name]
-        if name in self.known:
-            return
+        if name not in self.known:
+            self._give_back(name)
+
+    def _forget_one(self) -> None:
+        """Make room in the table: a topic that nobody waits for, or that turned up and was never sent to."""
+        while self._idle and not self._free_topics:
+            self._unwant(next(iter(self._idle)))
+        for name, topic in self.known.items():
+            if self._free_topics:
+                break
+            if not topic.partition_indices and not topic.pinned and name not in self._waiting:
+                del self.known[name]
+                self._give_back(name)
+                break
+
+    def _give_back(self, name: str) -> None:
         index = self._wanted.pop(name)
         del self._asked_at[name]
         self._table.unwant(index)
@@ -181,8 +197,8 @@ class TopicRegistry:
         Raises:
             TooManyTopicsError: the table is full.
         """
-        index = topic.partition_indices[partition]
-        if index < 0:
+        index = topic.partition_indices.get(partition)
+        if index is None:
             index = self._next_partition
             if index >= self._table.partition_count:
                 raise TooManyTopicsError(
@@ -196,7 +212,6 @@ class TopicRegistry:
 
     def stick_to_indexed(self, topic: Topic) -> bool:
         """With the partition table full: keyless records stay with partitions that have an entry; False for none."""
-        held = [number for number, index in enumerate(topic.partition_indices) if index >= 0]
-        if held:
-            topic.sticky = self._rng.choice(held)
-        return bool(held)
+        if topic.partition_indices:
+            topic.sticky = self._rng.choice(list(topic.partition_indices))
+        return bool(topic.partition_indices)

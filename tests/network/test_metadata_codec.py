@@ -13,7 +13,7 @@ from kio.schema.errors import ErrorCode
 
 from slabpress.network.messages import METADATA, SPOKEN
 from slabpress.network.metadata_codec import decode_metadata
-from slabpress.network.wire import Leaders, MetadataAnswer, WireError
+from slabpress.network.wire import MetadataAnswer, WireError
 from tests.network.metadata_frames import ID, Partition, Response, Topic, encoded
 
 VERSIONS = range(SPOKEN[METADATA][0], SPOKEN[METADATA][1] + 1)
@@ -44,8 +44,7 @@ RESPONSES = st.builds(
 
 
 def leaders_of(answer: MetadataAnswer, place: int = 0) -> tuple[list[int], list[int]]:
-    leaders = answer.topics[place].partitions
-    assert isinstance(leaders, Leaders)
+    leaders = answer.topics[place].leaders
     assert leaders.nodes.typecode == leaders.epochs.typecode == "i"
     assert len(leaders) == len(leaders.nodes) == len(leaders.epochs)
     return list(leaders.nodes), list(leaders.epochs)

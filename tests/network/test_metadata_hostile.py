@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from slabpress.network.metadata_codec import BROKERS_MAX, decode_metadata
-from slabpress.network.wire import RESPONSE_MAX_BYTES, Leaders, WireError
+from slabpress.network.wire import RESPONSE_MAX_BYTES, WireError
 from tests.network.metadata_frames import Response, encoded, large_frame, varint
 
 HEAD_V1 = struct.pack(">i", 42)
@@ -77,8 +77,7 @@ def test_the_largest_topic_takes_8_bytes_a_partition() -> None:
     count = 99_000
     frame = large_frame(count)
     assert RESPONSE_MAX_BYTES * 0.98 < len(frame) <= RESPONSE_MAX_BYTES
-    leaders = decode_metadata(12, frame, {"t"}).topics[0].partitions
-    assert isinstance(leaders, Leaders)
+    leaders = decode_metadata(12, frame, {"t"}).topics[0].leaders
     assert list(leaders.nodes) == [1 + number % 3 for number in range(count)]
     assert list(leaders.epochs) == list(range(count))
     assert peak_of(lambda: decode_metadata(12, frame, {"t"})) < 8 * count + 64 * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,7 @@ from slabpress.network.metadata import Cluster
 from slabpress.network.produce import ProduceContext, Producing
 from slabpress.network.queues import Queues
 from slabpress.network.settings import NetworkSettings
-from slabpress.network.wire import BrokerAddress, MetadataAnswer, PartitionLeader, TopicMetadata, WireError
+from slabpress.network.wire import BrokerAddress, Leaders, MetadataAnswer, TopicMetadata, WireError
 from slabpress.shm.states import DONE, IN_FLIGHT, READY
 from tests.network.rig import DELIVERY, SETTINGS, Rig
 
@@ -39,7 +40,7 @@ class Bench:
                 0,
                 0,
                 [BrokerAddress(NODE, "a", 1)],
-                [TopicMetadata("t", None, 0, [PartitionLeader(p, NODE, 5) for p in range(4)])],
+                [TopicMetadata("t", None, 0, Leaders(array("i", [NODE] * 4), array("i", [5] * 4)))],
             )
         )
         settings = NetworkSettings.of({**SETTINGS, "bootstrap_servers": []})

@@ -27,7 +27,7 @@ def refresher(bell: Doorbell) -> Iterator[Refresher]:
     backoff = Backoff(10, 40, lambda: 0.5)
     with selectors.DefaultSelector() as selector:
         tools = Tools(settings, selector, Resolver(bell), backoff, memoryview(bytearray(1)), Mock())
-        yield Refresher({}, Cluster(), Brokers(tools), Queues(1), 1000, backoff)
+        yield Refresher({}, Cluster(), Brokers(tools), Queues(), 1000, backoff)
 
 
 def test_why_the_last_request_failed_is_said_until_nothing_is_wanted(refresher: Refresher) -> None:

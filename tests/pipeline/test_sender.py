@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from slabpress.errors import (
     BootstrapError,
+    BufferFullError,
     ProducerClosedError,
     RecordError,
     RecordTooLargeError,
@@ -21,7 +23,8 @@ from slabpress.errors import (
     UnknownTopicError,
 )
 from slabpress.pipeline.batch import DeliveryHandle
-from slabpress.shm.states import FREE
+from slabpress.shm.control import COORDINATOR
+from slabpress.shm.states import FREE, SLAB_SEALED
 from tests.pipeline.instant import WATCHDOG_S, Parts, Rig, parts
 from tests.support.reference_batch import Record, java_partition
 
@@ -326,3 +329,39 @@ def test_a_send_that_waits_for_a_topic_is_refused_when_the_producer_closes() -> 
             rig.sender.lookup.changed.notify_all()
         thread.join(WATCHDOG_S)
         assert isinstance(found[0], ProducerClosedError)
+
+
+def _is_rung(rig: Parts) -> bool:
+    return bool(select.select([rig.control.bells[COORDINATOR]], [], [], 0)[0])
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_first_record_rings_the_coordinator_and_one_that_finds_no_room_does_not(many: bool) -> None:
+    """Called for room that is not there, a waiting thread would ring for its empty batch, and be called again."""
+    with parts(linger_ms=1000) as rig:
+        rig.topic("t", 2)
+        rig.control.lie_down(COORDINATOR)
+        if many:
+            rig.send_many([b"a"], partition=0)
+        else:
+            rig.send(b"a", partition=0)
+        assert _is_rung(rig)
+        rig.accumulator.seal_all()
+        rig.control.bells[COORDINATOR].drain()
+        taken = rig.arena.slabs.claim(rig.arena.slabs.count_free(), SLAB_SEALED)
+        with pytest.raises(BufferFullError):
+            rig.send_many([b"b"], partition=1) if many else rig.send(b"b", partition=1)
+        assert not _is_rung(rig)
+        rig.arena.slabs.mark(taken, FREE)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_record_that_is_refused_leaves_no_open_batch(many: bool) -> None:
+    with parts(linger_ms=1000) as rig:
+        topic = rig.topic("t", 1)
+        wrong: Any = 5
+        for value in (wrong, b"x" * 100_000):
+            with pytest.raises(RecordError):
+                rig.send_many([value]) if many else rig.send(value)
+            assert topic.open == [None]
+            assert rig.arena.batch_states.tally(1)[FREE] == rig.arena.geometry.batch_count

@@ -172,9 +172,11 @@ def test_a_grant_is_read_as_it_was_written() -> None:
 class Family:
     """A coordinator's control block, and a child that was given arenas at birth, in one process."""
 
-    def __init__(self, *given: Arena) -> None:
+    def __init__(self, *given: Arena, early: tuple[tuple[bytes, Arena | None], ...] = ()) -> None:
         self.control = Control.create(1)
         self.coordinator, theirs = socket.socketpair()
+        for line, arena in early:
+            self.say(line, arena)
         bells = []
         for bell in self.control.bells:
             copy = os.dup(bell.read_descriptor)
@@ -224,13 +226,17 @@ def test_a_child_begins_with_the_arenas_of_its_birth_and_says_that_it_has_them(
     assert family.changes() == []
 
 
-def test_what_was_said_while_the_child_started_is_read_with_its_birth(family: Family, arenas: list[Arena]) -> None:
-    family.say(encode_change(2, SETTINGS), arenas[2])
-    family.say(encode_change(0, None))
-    assert [(change.number, change.arena is None) for change in family.changes()] == [
-        (0, False), (1, False), (2, False), (0, True),
-    ]  # fmt: skip
-    assert arenas[2].attached(3) == [FIRST_WORKER]
+def test_what_was_said_before_the_child_had_started_is_read_with_its_birth(arenas: list[Arena]) -> None:
+    """The count of changes had changed before it looked for the first time."""
+    said = ((encode_change(2, SETTINGS), arenas[2]), (encode_change(0, None), None))
+    family = Family(*arenas[:2], early=said)
+    try:
+        assert [(change.number, change.arena is None) for change in family.changes()] == [
+            (0, False), (1, False), (2, False), (0, True),
+        ]  # fmt: skip
+        assert arenas[2].attached(3) == [FIRST_WORKER]
+    finally:
+        family.close()
 
 
 def test_the_channel_is_read_when_the_count_has_changed_and_not_before(family: Family, arenas: list[Arena]) -> None:

@@ -308,8 +308,10 @@ def elect_preferred(client: AdminClient, topic: str, partition: int) -> None:
 
 
 def new_id() -> str:
-    """An id in the form in which Kafka writes its own."""
-    return urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    """An id in the form in which Kafka writes its own; not with a dash first, which its tools take for an option."""
+    while (text := urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return text
 
 
 def admin_client(bootstrap_servers: str) -> AdminClient:

@@ -129,6 +129,15 @@ class Proxy:
         """Breaks every connection; clients may connect again at once."""
         self._call(self._abort_all)
 
+    def stop_swallowing(self) -> None:
+        """Forwards again, on new connections: on the old ones, which it breaks, something is missing."""
+
+        def stop() -> None:
+            self.up.swallow = self.down.swallow = False
+            self._abort_all()
+
+        self._call(stop)
+
     def close(self) -> None:
         """Stops listening, breaks every connection and ends the thread."""
         if self._loop.is_closed():

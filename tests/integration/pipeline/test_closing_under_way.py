@@ -151,6 +151,28 @@ def test_an_arena_stays_mapped_as_long_as_a_socket_takes_bytes_from_it(
     other.flush(WATCHDOG_S)
 
 
+@pytest.mark.xfail(strict=True, reason="arenas are counted: one that is still mapped is taken for the other's")
+def test_an_arena_that_cannot_be_let_go_yet_holds_up_no_other_producers_end(
+    broker: WithheldBroker, two: Two, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One close() has run out of time; the next ones wait for nothing, and accuse nobody."""
+    monkeypatch.setattr(coordinator, "END_TIMEOUT_S", 0.2)
+    pipeline, other, closing = two(send_buffer_bytes=4096)
+    stuck = arena_of(closing)
+    handle = other.send("t", b"x", partition=1)
+    until(lambda: broker.partitions()[2:] == [[1]], "the request in front to be read")
+    closing.send("t", BIG, partition=2)
+    until(lambda: _state(closing, "in_flight") == 1, "the large request to be begun")
+    _close_at_once(closing, 1)
+    for _ in range(3):
+        pipeline.producer().close()
+    assert caplog.text.count("still in use") == 1
+    assert holders(pipeline, stuck) == ["network process"]
+    broker.allow(2)
+    until(lambda: holders(pipeline, stuck) == [], "the arena to be let go")
+    assert handle.result(WATCHDOG_S).partition == 1
+
+
 def test_batches_that_wait_for_a_worker_or_a_connection_go_with_their_producer(
     broker: WithheldBroker, two: Two
 ) -> None:

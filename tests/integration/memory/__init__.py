@@ -1,0 +1,1 @@
+"""Memory: a plan that comes true under load, and no growth anywhere."""

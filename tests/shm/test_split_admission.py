@@ -1,0 +1,205 @@
+"""Admission with pieces of split batches: who comes first, who leaves room for whom, and that nothing stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slabpress.config import Config
+from slabpress.errors import ConfigError
+from slabpress.plan import plan_memory
+from slabpress.shm import layout as at
+from slabpress.shm.admission import Admission
+from slabpress.shm.states import COMPRESSING, OUTPUT_FILLING, OVERSIZE, SEALED, owned
+from tests.support.limited_broker import HEADER_BYTES
+from tests.support.split_bench import SplitBench, numbered, split_bench
+
+SUPERVISOR: Final = 0xFFFE
+# Two of the records below, with their 8 bytes of overhead or so.
+LIMIT: Final = HEADER_BYTES + 60
+# Batches of so many records take three output buffers, and no batch of several takes more.
+RECORDS: Final = 6
+SPLIT_OUTPUTS: Final = 3
+
+
+@pytest.fixture
+def bench() -> Iterator[SplitBench]:
+    with split_bench(LIMIT, workers=2, split_outputs=SPLIT_OUTPUTS, slabs=40, outputs=12) as made:
+        yield made
+
+
+def seal(bench: SplitBench, partition: int, records: int = RECORDS) -> int:
+    index = bench.seal(numbered(records, 20), partition)
+    assert index is not None
+    return index
+
+
+def refuse(bench: SplitBench, *partitions: int) -> list[int]:
+    """Have the batches at the heads of these partitions refused, in this order; their descriptors."""
+    bench.network.follow()
+    found = []
+    for partition in partitions:
+        [batch] = [batch for batch in bench.network.heads() if batch.queue.number == partition]
+        bench.network.answer(batch, bench.network.send(batch))
+        assert bench.arena.batch_states.load(batch.index) == OVERSIZE
+        found.append(batch.index)
+    return found
+
+
+def test_pieces_go_before_what_is_sealed_in_the_order_of_their_batches_seals(bench: SplitBench) -> None:
+    first, second = seal(bench, 0), seal(bench, 1)
+    worker, admission = bench.workers[0], bench.workers[0].admission
+    assert worker.work()
+    assert worker.work()
+    behind = seal(bench, 2, records=1)
+    assert refuse(bench, 1, 0) == [second, first], "whatever the order in which they were refused"
+    for _ in range(2):  # of three records each, and then of one
+        for index in (first, second):
+            assert admission.has_work()
+            assert admission.take() == index
+        assert not admission.has_work()
+        assert admission.take() is None
+        for index in (first, second):
+            worker._compress(index)
+            worker._publish(index)
+        for batch in bench.network.heads():
+            bench.network.answer(batch, bench.network.send(batch))
+        assert bench.arena.batch_states.load(behind) == SEALED
+    bench.run()
+    bench.check_told()
+
+
+def test_an_orphan_goes_before_any_piece(bench: SplitBench) -> None:
+    bench_worker, dead = bench.workers
+    split = seal(bench, 0)
+    bench_worker.work()
+    orphan = seal(bench, 1)
+    assert dead.admission.take() == orphan
+    refuse(bench, 0)
+    assert Admission(bench.arena, SUPERVISOR).recover(1) == 1
+    assert [bench_worker.admission.take(), bench_worker.admission.take()] == [orphan, split]
+
+
+def test_after_a_stale_count_of_orphans_a_piece_is_still_taken_first(bench: SplitBench) -> None:
+    """Its adopter died before it had counted the orphan off, and the batch was taken again and published."""
+    split = seal(bench, 0)
+    bench.workers[0].work()
+    seal(bench, 1, records=1)
+    refuse(bench, 0)
+    bench.arena.memory.store_u64(at.ORPHANS_AT, 1)
+    assert bench.workers[0].admission.has_work()
+    assert bench.workers[0].admission.take() == split
+    assert bench.arena.memory.load_u64(at.ORPHANS_AT) == 0
+
+
+def test_a_piece_has_the_room_of_its_whole_batch_and_no_slabs(bench: SplitBench) -> None:
+    index = seal(bench, 0)
+    bench.workers[0].work()
+    source = bench.descriptors.output(index)
+    refuse(bench, 0)
+    bench.coordinator.scribble_on_free_slabs()
+    held = [seal(bench, partition, records=1) for partition in (1, 2)]  # in the slabs that it had
+    assert bench.workers[1].admission.take() == index
+    output = bench.descriptors.output(index)
+    chain = bench.arena.outputs.chain(output.first_output)
+    assert len(chain) == output.output_count == -(-bench.descriptors.sealed(index).raw_bytes // 64) == SPLIT_OUTPUTS
+    assert {bench.arena.output_states.load(block) for block in chain} == {owned(OUTPUT_FILLING, 1)}
+    assert not set(chain) & set(bench.arena.outputs.chain(source.first_output))
+    assert (output.payload_bytes, output.codec, bench.descriptors.worker(index)) == (0, 0, 1)
+    assert bench.splits.get(index).source == source.first_output
+    assert [bench.arena.batch_states.load(other) for other in (index, *held)] == [COMPRESSING, SEALED, SEALED]
+    bench.check_conservation()
+
+
+def test_ordinary_batches_leave_the_room_of_a_piece_and_pieces_take_it(bench: SplitBench) -> None:
+    worker, admission = bench.workers[0], bench.workers[0].admission
+    oversize = seal(bench, 0)
+    worker.work()
+    for _ in range(12):
+        seal(bench, 0, records=1)
+    while worker.work():
+        pass
+    arena = bench.arena
+    assert arena.outputs.count_free() == SPLIT_OUTPUTS
+    assert arena.seal_head < arena.seal_tail
+    assert not admission.has_work()
+    refuse(bench, 0)
+    assert admission.has_work()
+    assert admission.take() == oversize
+    assert arena.outputs.count_free() == 0
+
+
+def test_a_piece_that_has_no_room_holds_up_nobody_behind_it() -> None:
+    """With fewer buffers left free than it needs: not what a plan makes, but nobody must spin or starve."""
+    with split_bench(LIMIT, split_outputs=1, slabs=40, outputs=7) as bench:
+        seal(bench, 0)
+        bench.workers[0].work()
+        waiting = [seal(bench, 1, records=1) for _ in range(3)]
+        refuse(bench, 0)
+        assert bench.workers[0].work()  # the piece, of two buffers
+        assert bench.workers[0].work()
+        assert not bench.workers[0].admission.has_work()
+        assert not bench.workers[0].work()
+        assert bench.arena.batch_states.find_all(SEALED) == waiting[1:]
+        bench.run()
+        bench.check_told()
+        bench.check_all_free()
+
+
+@pytest.mark.parametrize("split_outputs", [SPLIT_OUTPUTS, 0])
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_nothing_stands_still_when_all_outputs_are_held_behind_oversize_batches(
+    split_outputs: int, partitions: int
+) -> None:
+    """And without the buffers that are left free it would."""
+    with split_bench(LIMIT, split_outputs=split_outputs, slabs=60, outputs=12, partitions=4) as bench:
+        for _ in range(2):
+            for partition in range(partitions):
+                seal(bench, partition)
+        for number in range(30):
+            seal(bench, number % partitions, records=1)
+        while bench.workers[0].work():
+            pass
+        free = bench.arena.outputs.count_free()
+        assert free == split_outputs
+        bench.run(checking=True)
+        if not split_outputs:
+            assert bench.arena.batch_states.find(OVERSIZE) >= 0
+            assert not bench.told
+            return
+        bench.check_told()
+        bench.check_all_free()
+        for partition in range(partitions):
+            log = bench.broker.values(partition)
+            assert log == [
+                value
+                for number, values in sorted(bench.sealed.items())
+                for value in values
+                if bench.partition_of[number] == partition
+            ]
+
+
+@given(
+    memory=st.integers(256 << 10, 64 << 20),
+    settings=st.fixed_dictionaries(
+        {},
+        optional={
+            "batch_size": st.integers(1, 4 << 20),
+            "slab_size": st.sampled_from([1 << power for power in range(10, 18)]),
+            "max_request_size": st.integers(1024, 8 << 20),
+        },
+    ),
+)
+def test_a_plan_has_room_for_a_piece_of_any_batch_beside_the_largest_record(memory: int, settings: Any) -> None:
+    try:
+        plan = plan_memory(Config.of("a:1", buffer_memory=memory, **settings))
+    except ConfigError:
+        return
+    geometry = plan.geometry
+    assert geometry.split_outputs * geometry.output_bytes >= plan.batch_bytes
+    rest = (geometry.output_count - geometry.split_outputs) * geometry.output_bytes
+    assert rest >= max(plan.batch_bytes, plan.largest_record_bytes)
