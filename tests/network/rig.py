@@ -55,6 +55,8 @@ SETTINGS: Final[dict[str, Any]] = {
     "send_buffer_bytes": -1,
     "receive_buffer_bytes": -1,
     "connections_max_idle_ms": 540_000,
+    "orphan_drain": False,
+    "orphan_log": "",
 }
 DELIVERY: Final[dict[str, Any]] = {
     "acks": -1,

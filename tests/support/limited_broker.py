@@ -16,7 +16,12 @@ from tests.support.reference_batch import Record, decode_batch
 MESSAGE_TOO_LARGE: Final = 10
 HEADER_BYTES: Final = at.BATCH_HEADER_BYTES
 TOPIC: Final = "t"
-_SETTINGS: Final[dict[str, Any]] = {"acks": -1, "delivery_timeout_ms": 600_000, "max_request_size": 1 << 20}
+_SETTINGS: Final[dict[str, Any]] = {
+    "acks": -1,
+    "delivery_timeout_ms": 600_000,
+    "max_request_size": 1 << 20,
+    "enable_idempotence": False,
+}
 
 Place = tuple[str, int]
 
