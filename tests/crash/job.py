@@ -82,6 +82,12 @@ class Job:
         with self._lock, self._problems.open("a") as file:
             file.write(what.replace("\n", " | ") + "\n")
 
+    def note_error(self, whose: str) -> None:
+        """Note the exception that is being handled; all of it goes to the log."""
+        text = traceback.format_exc()
+        sys.stderr.write(text)
+        self.note(f"{whose}: {text.splitlines()[-1]}")
+
     def work(self) -> None:
         """Send until the rig says end, then close and say what became of it."""
         rng = random.Random(f"{self._seed}/job/{self._run}")
@@ -124,7 +130,7 @@ class Job:
             try:
                 pause_s = self._send_block(producers, thread, line, block)
             except Exception:  # noqa: BLE001 - whatever it is, the rig is to hear of it
-                self.note(f"thread {thread}: {traceback.format_exc()}")
+                self.note_error(f"thread {thread}")
                 return
             block += 1
             self._ending.wait(pause_s)
@@ -182,7 +188,7 @@ def main() -> int:
     try:
         job.work()
     except SlabpressError:
-        job.note(traceback.format_exc())
+        job.note_error("the job")
         return 1
     return 0
 

@@ -12,12 +12,15 @@ from tests.crash.plan import KINDS
 _NEAR_S: Final = 20.0
 _TOLD: Final = 12
 _EVENTS_TOLD: Final = 40
+_PROBLEMS_TOLD: Final = 20
 
 
 def report(outcome: Outcome) -> str:
     """Everything that there is to tell, in lines."""
     lines = [*_faults(outcome), "", *_runs(outcome), ""]
-    lines += [f"PROBLEM: {problem}" for problem in outcome.problems]
+    lines += [f"PROBLEM: {problem}" for problem in outcome.problems[:_PROBLEMS_TOLD]]
+    if len(outcome.problems) > _PROBLEMS_TOLD:
+        lines.append(f"and {len(outcome.problems) - _PROBLEMS_TOLD} problems more")
     for fault in FAULTS:
         offenders = [offender for offender in outcome.findings.offenders if offender.fault == fault]
         for offender in offenders[:_TOLD]:
