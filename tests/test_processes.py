@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -293,6 +294,7 @@ def test_a_forked_child_may_neither_use_nor_end_it(pipeline: Pipeline) -> None:
     children = _children()
     child = os.fork()
     if child == 0:
+        signal.alarm(30)  # which ends it
         code = 1
         try:
             refused = 0
