@@ -23,17 +23,18 @@ from slabpress.shm.layout import WORKERS_MAX, Geometry, layout_of, plan_geometry
 from slabpress.units import format_bytes
 
 # Footprints: PSS without the arena, rounded up, of each idle process on CPython 3.11 to 3.13, x86-64 Linux.
-WORKER_PROCESS_BYTES: Final = 10 << 20
+WORKER_PROCESS_BYTES: Final = 11 << 20
 NETWORK_PROCESS_BYTES: Final = 18 << 20
 COORDINATOR_BYTES: Final = 10 << 20
 # Python objects, measured with tracemalloc and rounded up. Of each topic-partition the network process keeps its
 # queue and its timers; of each batch under way who it is and where, and a view of each of its output buffers.
-NETWORK_BYTES_PER_PARTITION: Final = 896
-NETWORK_BYTES_PER_BATCH: Final = 640
-NETWORK_BYTES_PER_OUTPUT: Final = 256
+NETWORK_BYTES_PER_PARTITION: Final = 768
+NETWORK_BYTES_PER_BATCH: Final = 384
+NETWORK_BYTES_PER_OUTPUT: Final = 1152
 # The largest response that is read; those of Metadata are the large ones.
 NETWORK_RESPONSE_BYTES: Final = 4 << 20
 COORDINATOR_BYTES_PER_BATCH: Final = 640
+COORDINATOR_BYTES_PER_PARTITION: Final = 160
 # A partition of one replica in such a response, and what either process keeps of it.
 _RESPONSE_PARTITIONS: Final = NETWORK_RESPONSE_BYTES // 26
 _BYTES_PER_KNOWN_PARTITION: Final = 8
@@ -42,6 +43,8 @@ _PAGE_TABLE_SHARE: Final = 512
 _PROCESS_KERNEL_BYTES: Final = 256 << 10
 # The kernel doubles what SO_SNDBUF and SO_RCVBUF ask for, to have room for its own bookkeeping (socket(7)).
 _SOCKET_FACTOR: Final = 2
+# It lets a socket go beyond that by what is being added: 274 KB were charged against 256.
+_SOCKET_BEYOND_BYTES: Final = 32 << 10
 _SYSTEM_SOCKET_BYTES: Final = {"tcp_wmem": 4 << 20, "tcp_rmem": 6 << 20}
 
 # Whose bytes a line counts.
@@ -273,6 +276,9 @@ def _lines(config: Config, plan: MemoryPlan) -> tuple[PlanLine, ...]:
         PlanLine("network: views", geometry.output_count, NETWORK_BYTES_PER_OUTPUT, "of output buffers", NETWORK),
         PlanLine("coordinator: batches", geometry.batch_count, COORDINATOR_BYTES_PER_BATCH, "under way", COORDINATOR),
         PlanLine(
+            "coordinator: partitions", geometry.partition_count, COORDINATOR_BYTES_PER_PARTITION, "in use", COORDINATOR
+        ),
+        PlanLine(
             "kernel: page tables", plan.workers + 2, geometry.arena_bytes // _PAGE_TABLE_SHARE, "of the arena", KERNEL
         ),
         PlanLine(CODEC_LINE, plan.workers, codec_bytes, f"{config.compression_type}{level}, one a worker", WORKER),
@@ -301,7 +307,7 @@ def process_lines(config: Config, workers: int) -> tuple[PlanLine, ...]:
 def _socket_bytes(wanted: int, system: str) -> int:
     """The most that the kernel keeps for one direction of a connection; ``wanted`` -1 is up to the system."""
     if wanted >= 0:
-        return _SOCKET_FACTOR * wanted
+        return _SOCKET_FACTOR * wanted + _SOCKET_BEYOND_BYTES
     try:
         return int(Path("/proc/sys/net/ipv4", system).read_text().split()[2])
     except (OSError, ValueError, IndexError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -262,30 +264,37 @@ def test_children_that_do_not_start_are_an_error_with_their_words(monkeypatch: p
     assert _children() == before
 
 
-def test_producers_may_be_opened_and_closed_from_many_threads(pipeline: Pipeline) -> None:
+def test_producers_may_be_opened_and_closed_from_many_threads() -> None:
     failures: list[BaseException] = []
 
-    def lives() -> None:
+    def lives(pipeline: Pipeline) -> None:
         try:
-            for _ in range(10):
+            for _ in range(25):
                 pipeline.producer(buffer_memory="256KiB").close()
         except BaseException as failure:  # noqa: BLE001 - looked at below
             failures.append(failure)
 
-    threads = [threading.Thread(target=lives) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert pipeline._coordinator._supervisor._arenas == {}
-    assert ARENA not in pipeline.plan.by_part()
+    interval = sys.getswitchinterval()
+    with Pipeline(NOWHERE, workers=2) as pipeline:
+        threads = [threading.Thread(target=lives, args=(pipeline,)) for _ in range(8)]
+        sys.setswitchinterval(1e-5)  # threads take turns within every few lines
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert failures == []
+        assert pipeline._coordinator._supervisor._arenas == {}
+        assert ARENA not in pipeline.plan.by_part()
 
 
 def test_a_forked_child_may_neither_use_nor_end_it(pipeline: Pipeline) -> None:
     children = _children()
     child = os.fork()
     if child == 0:
+        signal.alarm(30)  # which ends it
         code = 1
         try:
             refused = 0

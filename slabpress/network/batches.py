@@ -233,6 +233,7 @@ class ArenaBatches:
         index = batch.index
         output, split = self._descriptors.output(index), self._splits.get(index)
         batch.parts, batch.size = [], 0
+        self._descriptors.set_attempts(index, 0)  # its next piece was not sent yet
         if split.is_split:
             self._splits.halve(index, batch.records, output.payload_bytes)
             self._descriptors.set_output(index, output._replace(first_output=split.source))

@@ -174,6 +174,7 @@ class Producing:
             if batch.queue.source.retired:
                 continue
             if outcomes.is_delivered(result):
+                self._queues.appended(batch.queue, now)
                 self._finish(batch, outcomes.delivered(result), now)
             elif outcomes.may_split(result) and batch.records > 1:
                 self._split(batch, now)

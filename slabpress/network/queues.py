@@ -16,7 +16,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
+
+# A broker that knows nothing of a producer takes any sequence as the first, so the second of two batches on the wire
+# may be appended alone (ProducerAppendInfo.checkSequence). How long an acknowledgement says that it does know: much
+# less than producer.id.expiration.ms, 24 hours, after which it forgets.
+_KNOWN_FOR_NS: Final = 600_000_000_000
 
 
 class Source(Protocol):
@@ -91,6 +96,8 @@ class PartitionQueue:
         waiting: batches that are not on the wire; the first is the head.
         on_wire: those that are.
         out_of_step: the broker misses a batch before the head: once nothing is on the wire it begins anew.
+        known_until_ns: its leader knows the sequences, so several batches may be on the wire. Until then one: after a
+            failed try (as Java's producer), at a new leader (as franz-go), in a new epoch.
         leader: the broker's node id, None where none is known.
         retry_at_ns: nothing is sent before.
     """
@@ -98,6 +105,7 @@ class PartitionQueue:
     __slots__ = (
         "expiry_armed",
         "index",
+        "known_until_ns",
         "leader",
         "number",
         "on_wire",
@@ -117,6 +125,7 @@ class PartitionQueue:
         self.index = index
         self.on_wire: list[Batch] = []
         self.out_of_step = False
+        self.known_until_ns = 0
         self.leader: int | None = None
         self.retry_at_ns = 0
         self.expiry_armed = False
@@ -177,6 +186,7 @@ class Queues:
         if queue.leader != leader:
             self._withdraw(queue)
             queue.leader = leader
+            queue.known_until_ns = 0
             self._settle(queue, now)
 
     def heads(self, leader: int) -> Iterator[Batch]:
@@ -218,6 +228,10 @@ class Queues:
         if queue.waiting:
             self._settle(queue, now)
 
+    def appended(self, queue: PartitionQueue, now: int) -> None:
+        """Note that the leader has appended a batch: it knows the sequences from now on."""
+        queue.known_until_ns = now + _KNOWN_FOR_NS
+
     def done(self, batch: Batch, now: int) -> None:
         """Note that a batch has come off the wire for good."""
         batch.queue.on_wire.remove(batch)
@@ -228,6 +242,7 @@ class Queues:
         queue = batch.queue
         self._withdraw(queue)
         queue.on_wire.remove(batch)
+        queue.known_until_ns = 0
         place = 0
         while place < len(queue.waiting) and queue.waiting[place].seal_number < batch.seal_number:
             place += 1
@@ -291,7 +306,8 @@ class Queues:
         if not queue.expiry_armed:
             queue.expiry_armed = True
             self._push(self._expiries, head.deadline_ns, queue)
-        if queue.in_flight >= (1 if queue.out_of_step else queue.source.in_flight_limit):
+        alone = queue.out_of_step or now >= queue.known_until_ns
+        if queue.in_flight >= (1 if alone else queue.source.in_flight_limit):
             return
         if queue.out_of_step:
             queue.out_of_step = False

@@ -160,11 +160,12 @@ class Coordinator:
         A child says "not mine any more" in the arena, and only then unmaps it: so its count of arenas is looked at as
         well, less those that it still holds for others that are closed.
         """
-        if not self._leaving:
+        leaving = self._leaving  # once: others come and go in other threads
+        if not leaving:
             return
         slots = range(NETWORK, len(self.control.bells))
-        attached = {session: session.attached() for session in self._leaving}
-        for session in self._leaving:
+        attached = {session: session.attached() for session in leaving}
+        for session in leaving:
             others = [slots_of for other, slots_of in attached.items() if other is not session]
             if not attached[session] and all(
                 self._supervisor.has_let_go(slot, len(self._sessions) + sum(slot in held for held in others))

@@ -33,6 +33,10 @@ def send_numbered(producer: Producer, topic: str, count: int) -> None:
     producer.flush()
 
 
+# Fewer records than repeat anything that compresses.
+FEW = 3
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
 def test_a_million_records_come_back_byte_for_byte_in_order(kafka: KafkaCluster, topic: str, codec: str) -> None:
@@ -46,7 +50,8 @@ def test_a_million_records_come_back_byte_for_byte_in_order(kafka: KafkaCluster,
         for batch in kafka.dump_log(topic, partition):
             assert batch.is_valid
             assert batch.all_parsed
-            assert batch.codec == codec
+            # A batch of a record or two, sealed by the clock on a busy machine, may not shrink: it is sent raw (law 5).
+            assert batch.codec == codec or (batch.codec == "none" and batch.count <= FEW)
             in_log += batch.count
     assert in_log == MILLION
     kafka.delete_topic(topic)

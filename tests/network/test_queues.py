@@ -85,17 +85,60 @@ def test_one_in_flight_mutes_the_partition_and_no_other() -> None:
     assert bench.heads() == [other, second]
 
 
-def test_several_may_be_in_flight_for_a_later_idempotent_mode() -> None:
+def test_several_may_be_in_flight_once_the_leader_knows_the_sequences() -> None:
     bench = Bench(limit=2)
     bench.route()
-    batches = [bench.seal() for _ in range(4)]
-    for batch in batches[:2]:
+    batches = [bench.seal() for _ in range(6)]
+    bench.queues.take(batches[0], 0)
+    assert bench.heads() == [], "a broker that knows nothing of the producer takes any sequence as its first"
+    bench.queues.appended(batches[0].queue, 0)
+    bench.queues.done(batches[0], 0)
+    for batch in batches[1:3]:
         assert bench.heads() == [batch]
         bench.queues.take(batch, 0)
     assert bench.heads() == []
+
+
+def _with_two_on_the_wire() -> tuple[Bench, list[Batch]]:
+    bench = Bench(limit=2)
+    bench.route()
+    batches = [bench.seal() for _ in range(4)]
+    bench.queues.appended(batches[0].queue, 0)
+    for batch in batches[:2]:
+        bench.queues.take(batch, 0)
+    return bench, batches
+
+
+def test_after_a_failed_try_one_goes_alone_until_it_is_appended() -> None:
+    bench, batches = _with_two_on_the_wire()
     bench.queues.put_back(batches[1], 0, 0)
     bench.queues.put_back(batches[0], 0, 0)
     assert bench.heads() == [batches[0]]
+    bench.queues.take(batches[0], 0)
+    assert bench.heads() == []
+
+
+def test_a_new_leader_gets_one_once_nothing_is_on_the_wire_to_the_former() -> None:
+    bench, batches = _with_two_on_the_wire()
+    bench.queues.set_leader(batches[0].queue, 8, 0)
+    assert bench.heads(8) == []
+    bench.queues.done(batches[0], 0)
+    assert bench.heads(8) == []
+    bench.queues.put_back(batches[1], 0, 0)
+    assert bench.heads(8) == [batches[1]]
+
+
+def test_a_broker_forgets_what_is_long_ago() -> None:
+    bench = Bench(limit=2)
+    bench.route()
+    first, second = bench.seal(now=0), bench.seal(now=0)
+    bench.queues.appended(first.queue, 0)
+    later = 700_000_000_000
+    bench.queues.take(first, later)
+    assert bench.heads() == []
+    bench.queues.appended(first.queue, later)
+    bench.queues.done(first, later)
+    assert bench.heads() == [second]
 
 
 def test_a_batch_that_is_put_back_goes_before_its_successors_after_the_backoff() -> None:

@@ -101,6 +101,28 @@ def test_killed_before_any_store_of_an_answer_a_successor_goes_on_with_the_same_
     assert life > 8
 
 
+def expire(network: Network) -> None:
+    network.expire(network.heads()[0])
+
+
+@pytest.mark.parametrize("act", [step, expire])
+@pytest.mark.parametrize("name", SCENES)
+def test_a_second_death_while_a_successor_takes_over_loses_nothing(name: str, act: Callable[[Network], None]) -> None:
+    values, answers, _ = SCENES[name]
+    died, life, most = True, 0, 0
+    while died:
+        died_again, second = True, 0
+        while died_again:
+            with scene(values, answers) as bench:
+                died = die(bench, life, act)
+                died_again = die(bench, second, lambda _: None)
+                go_on(bench, died=died_again)
+            second += 1
+        most = max(most, second)
+        life += 1
+    assert most >= 3
+
+
 @pytest.mark.parametrize("answers", [0, 2, 5], ids=["whole", "piece", "last piece"])
 def test_killed_before_any_store_of_an_expiry_no_record_is_lost(answers: int) -> None:
     """What has expired stays so; what has no result yet when the successor comes is sent by it."""
@@ -108,7 +130,7 @@ def test_killed_before_any_store_of_an_expiry_no_record_is_lost(answers: int) ->
     died, life, sent = True, 0, set[int]()
     while died:
         with scene(ALIKE, answers) as bench:
-            died = die(bench, life, lambda network: network.expire(network.heads()[0]))
+            died = die(bench, life, expire)
             go_on(bench, died=died)
             codes = [told.result.code for told in bench.told[1] for _ in range(told.records)]
         assert set(codes) <= {DELIVERED, EXPIRED_SENT, EXPIRED_UNSENT}

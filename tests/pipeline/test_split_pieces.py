@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import select
 import time
 from collections.abc import Callable
@@ -175,6 +176,18 @@ def test_a_topics_batches_become_smaller_at_once_and_grow_again_with_those_that_
         count_growth(rig, lambda: topics["t"].batch_limit)
         assert topics["t"].batch_limit >= rig.producer.plan.batch_bytes
         assert send_and_flush(rig, full) == [(full, 0)]
+
+
+def test_what_is_learnt_speaks_of_uncompressed_bytes_as_batches_are_filled_by_those() -> None:
+    values = [random.Random(number).randbytes(50).hex().encode() for number in range(37)]
+    with LimitedRig(HEADER_BYTES + 1500, codec="zstd") as rig:
+        rig.send_many("t", values)
+        rig.flush()
+        sizes = [arrival.size - HEADER_BYTES for arrival in rig.broker.arrivals]
+        raw_bytes = rig.producer.stats().record_bytes
+        assert len(sizes) == 3
+        assert sizes[0] < raw_bytes * 0.7, "it was compressed"
+        assert rig.session._topics.known["t"].batch_limit == raw_bytes // 2
 
 
 def count_growth(rig: LimitedRig, limit: Callable[[], int]) -> None:

@@ -145,6 +145,15 @@ def test_callbacks_run_once_each_in_order_with_each_records_own_result() -> None
         check_counts(rig, len(values), sum(not fits(value) for value in values))
 
 
+def test_failures_that_on_delivery_was_told_of_are_not_told_again() -> None:
+    told: list[int] = []
+    with LimitedRig(HEADER_BYTES, on_delivery=lambda handle: told.append(handle._index)) as rig:
+        rig.send_many("t", numbered(10, 20))
+        rig.flush()
+        assert told == list(range(10))
+        check_counts(rig, 10, 10)
+
+
 # --- many ---------------------------------------------------------------------------------------------------
 
 

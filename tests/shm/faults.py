@@ -127,5 +127,6 @@ def mortal(arena: Arena, life: Life) -> Any:
 
 def make_mortal(holder: Any, real: Arena, life: Life) -> None:
     """Let an Admission or a Compressor change the arena only as long as ``life`` lasts."""
-    holder._arena = mortal(real, life)
-    holder._descriptors = MortalDescriptors(life, holder._arena, real)
+    arena = mortal(real, life)
+    setattr(holder, "arena" if hasattr(holder, "arena") else "_arena", arena)
+    holder._descriptors = MortalDescriptors(life, arena, real)

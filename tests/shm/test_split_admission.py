@@ -51,9 +51,16 @@ def refuse(bench: SplitBench, *partitions: int) -> list[int]:
 
 
 def test_pieces_go_before_what_is_sealed_in_the_order_of_their_batches_seals(bench: SplitBench) -> None:
-    first, second = seal(bench, 0), seal(bench, 1)
     worker, admission = bench.workers[0], bench.workers[0].admission
+    gone, first = seal(bench, 2, records=1), seal(bench, 0)
     assert worker.work()
+    assert worker.work()
+    bench.network.follow()
+    [batch] = [batch for batch in bench.network.heads() if batch.index == gone]
+    bench.network.answer(batch, bench.network.send(batch))
+    bench.take_results()
+    second = seal(bench, 1)
+    assert second < first, "descriptors are in another order"
     assert worker.work()
     behind = seal(bench, 2, records=1)
     assert refuse(bench, 1, 0) == [second, first], "whatever the order in which they were refused"
@@ -185,16 +192,20 @@ def test_nothing_stands_still_when_all_outputs_are_held_behind_oversize_batches(
 
 @given(
     memory=st.integers(256 << 10, 64 << 20),
+    share=st.none() | st.integers(4, 5000),
     settings=st.fixed_dictionaries(
         {},
         optional={
-            "batch_size": st.integers(1, 4 << 20),
             "slab_size": st.sampled_from([1 << power for power in range(10, 18)]),
-            "max_request_size": st.integers(1024, 8 << 20),
+            "max_request_size": st.integers(1024, 32 << 20),
         },
     ),
 )
-def test_a_plan_has_room_for_a_piece_of_any_batch_beside_the_largest_record(memory: int, settings: Any) -> None:
+def test_a_plan_has_room_for_a_piece_of_any_batch_beside_the_largest_record(
+    memory: int, share: int | None, settings: Any
+) -> None:
+    if share is not None:
+        settings = settings | {"batch_size": memory // share}
     try:
         plan = plan_memory(Config.of("a:1", buffer_memory=memory, **settings))
     except ConfigError:

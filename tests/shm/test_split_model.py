@@ -180,8 +180,9 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
         """Whether an admitter died before it had counted orphans or moved the head: the next holder puts that right."""
         arena, states = self.bench.arena, self.bench.arena.batch_states
         orphans = sum(self.bench.descriptors.worker(index) == ORPHAN for index in states.find_all(COMPRESSING))
-        head_is_sealed = arena.seal_head == arena.seal_tail or states.load(arena.sealed_at(arena.seal_head)) == SEALED
-        return arena.memory.load_u64(at.ORPHANS_AT) != orphans or not head_is_sealed
+        head, index = arena.seal_head, arena.sealed_at(arena.seal_head)
+        is_sealed = states.load(index) == SEALED and self.bench.descriptors.seal_number(index) == head + 1
+        return arena.memory.load_u64(at.ORPHANS_AT) != orphans or not (head == arena.seal_tail or is_sealed)
 
     def take(self, worker: int) -> None:
         admission, loose = self.bench.workers[worker].admission, self._has_loose_ends()

@@ -41,14 +41,12 @@ class LimitedBroker:
 
     Attributes:
         limit: the most bytes; may be changed at any time.
-        error: what a batch that is larger gets.
         logs: the records of each topic-partition.
         arrivals: every batch that came, in order.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.error = MESSAGE_TOO_LARGE
         self.logs: defaultdict[Place, list[Record]] = defaultdict(list)
         self.arrivals: list[Arrival] = []
 
@@ -56,7 +54,7 @@ class LimitedBroker:
         """Take a batch as it came over the wire, checking everything about it."""
         header, records = decode_batch(data)
         log = self.logs[place]
-        error = 0 if len(data) <= self.limit else self.error
+        error = 0 if len(data) <= self.limit else MESSAGE_TOO_LARGE
         self.arrivals.append(Arrival(place, len(records), header.codec_id, len(data), error))
         offset = len(log) if error == 0 else -1
         if error == 0:

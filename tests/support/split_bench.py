@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from slabpress._native import NONE
 from slabpress.results import DELIVERED
@@ -36,6 +36,9 @@ from slabpress.workers.compressor import Compressor
 from tests.shm.faults import Life, MortalDescriptors, mortal
 from tests.shm.kit import SealingCoordinator, open_batch, small_geometry
 from tests.support.limited_broker import TOPIC, LimitedBroker, Network
+
+# No test needs more than some hundred.
+ROUNDS_MOST: Final = 3000
 
 
 class Told(NamedTuple):
@@ -152,8 +155,7 @@ class SplitBench:
 
     def run(self, *, checking: bool = False) -> None:
         """Everybody does what there is to do until nobody has anything left; ``checking``: law 2 after each round."""
-        busy = True
-        while busy:
+        for _ in range(ROUNDS_MOST):
             busy = False
             for worker in self.workers:
                 busy |= worker.work()
@@ -164,6 +166,9 @@ class SplitBench:
             busy |= self.take_results()
             if checking:
                 self.check_conservation()
+            if not busy:
+                return
+        raise AssertionError(f"there is still something to do after {ROUNDS_MOST} rounds")
 
     # What must hold.
 

@@ -50,10 +50,10 @@ def check_full(state: State) -> None:
     ("topics", "used", "settings"),
     [
         (1, 128, {"buffer_memory": "4MiB", "max_topic_partitions": 128}),
-        (1, 10_000, {"buffer_memory": "64MiB", "max_topic_partitions": 10_000}),
+        (3, 10_000, {"buffer_memory": "64MiB", "max_topic_partitions": 30_000}),
         (12, 2, {"buffer_memory": "1MiB", "max_topic_partitions": 64}),
     ],
-    ids=["few of 10,000 used", "all of 10,000 used", "12 topics"],
+    ids=["few of 10,000 used", "all of 30,000 used", "12 topics"],
 )
 def test_metadata_of_topics_of_10_000_partitions(
     sink: MockCluster, topic: str, topics: int, used: int, settings: State

@@ -16,6 +16,7 @@ from tests.integration.pipeline.looks import (
     WATCHDOG_S,
     Sender,
     arena_of,
+    begin,
     descriptors,
     held,
     holders,
@@ -26,6 +27,7 @@ from tests.integration.pipeline.looks import (
     stopped,
     until,
 )
+from tests.network.fake_broker import METADATA, FakeBroker
 from tests.support.mock_cluster import MockCluster
 
 CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
@@ -138,3 +140,24 @@ def _serve_only(pipeline: Pipeline, producer: Producer) -> bool:
     """Whether the children map and hold this producer's arena and no other."""
     arenas = {arena_of(producer)}
     return served(pipeline, arenas) and all(held(pid) == arenas for pid in processes(pipeline).values())
+
+
+def test_nobody_asks_for_a_closed_producers_topics_any_more(make_pipeline: MakePipeline) -> None:
+    """Metadata is asked for again and again, of every topic that some producer sends to."""
+    with FakeBroker({"kept": 1, "gone": 1}) as broker:
+        pipeline = make_pipeline(broker.address, workers=1, metadata_max_age_ms=100)
+        kept, gone = pipeline.producer(), pipeline.producer()
+        begin(kept, "kept")
+        begin(gone, "gone")
+
+        def asked() -> list[list[str]]:
+            bodies = [asked.body for asked in broker.asked if asked.api == METADATA]
+            return [sorted(topic.name for topic in body.topics) for body in bodies]
+
+        until(lambda: ["gone", "kept"] in asked(), "both to be asked for")
+        gone.close()
+        before = len(asked())
+        until(lambda: len(asked()) >= before + 3, "more requests")
+        later = asked()[before + 1 :]  # one may have been on its way
+        assert later == [["kept"]] * len(later)
+        begin(kept, "kept")

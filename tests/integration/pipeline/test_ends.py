@@ -21,7 +21,7 @@ from slabpress import (
 from slabpress.pipeline.coordinator import Coordinator
 from slabpress.pipeline.session import Session
 from tests.integration.pipeline.conftest import MakePipeline
-from tests.integration.pipeline.looks import WATCHDOG_S, begin, holders, processes, stopped, until
+from tests.integration.pipeline.looks import WATCHDOG_S, begin, processes, stopped, until
 from tests.network.fake_broker import PRODUCE
 from tests.support.mock_cluster import MockCluster
 
@@ -255,4 +255,3 @@ def test_producers_and_pipeline_may_be_closed_from_many_threads_at_once(
     assert failures == []
     assert all(handle.exception(0) is None for handle in handles)
     assert processes(pipeline) == {}
-    assert holders(pipeline, 0) == []

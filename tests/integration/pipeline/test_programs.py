@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -177,6 +178,7 @@ def _in_forked_child(work: Callable[[], bool]) -> int:
     """Run ``work`` in a forked child, where nothing else of this process goes on; 0 if it gave True."""
     child = os.fork()
     if child == 0:
+        signal.alarm(int(WATCHDOG_S))  # which ends it
         code = 1
         try:
             code = 0 if work() else 2

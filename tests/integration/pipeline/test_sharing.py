@@ -12,8 +12,10 @@ import pytest
 from slabpress import DeliveryHandle
 from slabpress.plan import CODEC_LINE
 from tests.integration.pipeline.conftest import MakePipeline
-from tests.integration.pipeline.looks import WATCHDOG_S, Sender, processes, read_numbers
+from tests.integration.pipeline.looks import WATCHDOG_S, Sender, processes, read_numbers, until
+from tests.integration.pipeline.withheld import WithheldBroker
 from tests.support.mock_cluster import MockCluster
+from tests.support.reference_batch import decode_batch
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
@@ -50,19 +52,34 @@ def test_twenty_producers_share_three_processes_and_keep_their_order(
             assert {number: list(range(number, 1200, 4)) for number in range(4)} == partitions, name
 
 
-def test_producers_of_one_pipeline_may_have_different_acks(sink: MockCluster, make_pipeline: MakePipeline) -> None:
-    """A Produce request has one acks for all that is in it."""
-    pipeline = make_pipeline(sink.bootstrap_servers, workers=1, max_in_flight_requests_per_connection=1)
-    senders = [
-        Sender(pipeline.producer(acks=acks, linger_ms=0), "acks", f"acks{acks}", count=300) for acks in (0, 1, "all")
-    ]
-    for sender in senders:
-        sender.wait()
-    # A broker says nothing of acks=0: what comes after it on the same connection tells that it was read.
-    pipeline.producer().send("acks", b"last 0").result(WATCHDOG_S)
-    found = read_numbers(sink.bootstrap_servers, "acks")
-    for acks in (0, 1, "all"):
-        assert found[f"acks{acks}"] == {number: list(range(number, 300, 4)) for number in range(4)}
+def test_every_producers_batches_have_its_own_acks_and_its_own_codec(make_pipeline: MakePipeline) -> None:
+    """A Produce request has one acks for all that is in it; all of these are ready when the next one is made."""
+    acks_of = {0: 0, 1: 1, 2: -1, 3: 0, 4: -1}
+    with WithheldBroker({"t": 6}) as broker:
+        pipeline = make_pipeline(broker.address, workers=1, max_in_flight_requests_per_connection=1)
+        front, *producers = (
+            pipeline.producer(acks=acks, compression_type=codec, linger_ms=0)
+            for acks, codec in ((1, "none"), *zip(acks_of.values(), CODECS, strict=True))
+        )
+        broker.allow(1 + len(producers))
+        for producer in (front, *producers):
+            producer.send("t", b"x", partition=5).result(WATCHDOG_S)
+        before = len(broker.produced())
+        handles = [front.send("t", b"in front", partition=5)]
+        until(lambda: len(broker.produced()) > before, "the request that holds the connection")
+        handles += [producer.send("t", b"x" * 5000, partition=number) for number, producer in enumerate(producers)]
+        until(lambda: all(producer.stats().batches["ready"] == 1 for producer in producers), "all to be ready")
+        broker.allow(1 + len(producers))
+        assert [handle.exception(WATCHDOG_S) for handle in handles] == [None] * 6
+        # Of acks=0 nobody hears when it has come: what comes after it on the same connection tells.
+        broker.allow()
+        front.send("t", b"last", partition=5).result(WATCHDOG_S)
+        asked = [request.body.acks for request in broker.produced()]
+        for acks, partitions in zip(asked[before + 1 :], broker.partitions()[before + 1 :], strict=True):
+            assert {acks_of.get(partition, 1) for partition in partitions} == {acks}
+        batches = {partition: decode_batch(batch) for _, partition, batch in broker.records() if partition < 5}
+    assert [CODECS[batches[number][0].codec_id] for number in range(5)] == list(CODECS)
+    assert all(records[0].value == b"x" * 5000 for _, records in batches.values())
 
 
 def test_callbacks_of_two_producers_run_on_two_threads(sink: MockCluster, make_pipeline: MakePipeline) -> None:
@@ -153,21 +170,18 @@ def test_a_worker_takes_no_more_than_planned_whatever_codecs_it_had(
     """Producers with ever larger workspaces, one after the other; after them it is as small as before."""
     pipeline = make_pipeline(sink.bootstrap_servers, workers=1)
     value = random.Random(1).randbytes(300_000) + b"abc" * 100_000
-    over = {}
 
-    def look(what: str) -> None:
+    def is_within_plan() -> bool:
         worker = next(figure for figure in pipeline.memory() if figure.name == "worker 0")
         assert worker.measured_bytes is not None
-        if worker.measured_bytes > worker.planned_bytes:
-            over[what] = worker
+        return worker.measured_bytes <= worker.planned_bytes
 
     for level in range(1, 20):
         settings: dict[str, Any] = {"compression_type": "zstd", "compression_level": level}
         with pipeline.producer(buffer_memory="8MiB", batch_size="1MiB", **settings) as producer:
             producer.send("t", value).result(WATCHDOG_S)
-            look(f"with level {level}")
-    look("afterwards")
-    assert over == {}
+            assert is_within_plan(), f"with level {level}"
+    until(is_within_plan, "the last workspace to be given back")
 
 
 @pytest.mark.parametrize("codec", CODECS)

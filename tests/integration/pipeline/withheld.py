@@ -33,7 +33,7 @@ class WithheldBroker(FakeBroker):
 
     def _answer_when_allowed(self, asked: Asked) -> bytes | None:
         assert self.allowed.acquire(timeout=WATCHDOG_S)
-        return self.produce_answer(asked)
+        return None if asked.body.acks == 0 else self.produce_answer(asked)
 
     def allow(self, answers: int = 1) -> None:
         """Answer so many requests, those that are still to come included."""
