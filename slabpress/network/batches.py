@@ -26,7 +26,13 @@ from slabpress.network.sequences import UNIDENTIFIED, Sequences
 from slabpress.results import DELIVERED
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Result
-from slabpress.shm.layout import BATCH_HEADER_BYTES, CONNECTIONS_MOST_AT, NETWORK_COUNTERS, NETWORK_COUNTERS_AT
+from slabpress.shm.layout import (
+    BATCH_HEADER_BYTES,
+    BROKERS_AT,
+    CONNECTIONS_MOST_AT,
+    NETWORK_COUNTERS,
+    NETWORK_COUNTERS_AT,
+)
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     DONE,
@@ -150,6 +156,8 @@ class ArenaBatches:
             # One name for all partitions of a topic: it may be 249 bytes long.
             queue = PartitionQueue(self, sys.intern(self.topics.name(topic_index)), number, sealed.partition_index)
             self.queues[sealed.partition_index] = queue
+            if not self.topics.is_routed(queue.index):
+                self.note_leader(queue)
         deadline_ns = sealed.created_ns + self.delivery_timeout_ms * 1_000_000
         return Batch(queue, index, seal_number, deadline_ns)
 
@@ -203,6 +211,14 @@ class ArenaBatches:
             checksum = crc32c(view, checksum)
         _HEADER_START.pack_into(header, 0, 0, batch.size - _BYTES_BEFORE_LENGTH_COUNTS, -1, _MAGIC, checksum)
         batch.parts = [header, *payload]
+
+    def note_leader(self, queue: PartitionQueue) -> None:
+        """Tell the others whose share of the arena the queue's batches are."""
+        self.topics.set_leader(queue.index, queue.leader)
+
+    def note_brokers(self, count: int) -> None:
+        """Tell the others how many brokers share the arena."""
+        self.arena.memory.store_u32(BROKERS_AT, count)
 
     def begin_anew(self, queue: PartitionQueue) -> None:
         """A topic-partition whose sequences the broker no longer follows: its batches get new ones."""

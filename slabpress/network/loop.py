@@ -102,9 +102,9 @@ class Loop:
             if any(_batches_of(gone, connection.outgoing()) for connection in connections):
                 continue
             self._leaving.remove(gone)
-            for connection in connections:
-                for batch in _batches_of(gone, connection.unanswered()):
-                    batch.parts = []  # views of the arena; the response will find nobody interested
+            for queue in gone.queues:
+                for batch in queue.on_wire if queue is not None else ():
+                    batch.parts = []  # views of the arena; the response, if one comes, will find nobody interested
             gone.queues.clear()
             self._child.let_go(gone.arena)
 
@@ -172,8 +172,8 @@ class Loop:
     def _tell_others(self) -> None:
         """Wake who may go on because of what was done."""
         self._write_report()
-        if self.producing.finished:
-            self.producing.finished = 0
+        if self.producing.finished or self.queues.moved:
+            self.producing.finished, self.queues.moved = 0, False
             self._control.wake(COORDINATOR)
             self._control.wake_one_worker()
         if self.refresher.answered_topics:

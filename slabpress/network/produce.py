@@ -177,12 +177,15 @@ class Producing:
                 self._queues.appended(batch.queue, now)
                 self._finish(batch, outcomes.delivered(result), now)
             elif outcomes.may_split(result) and batch.records > 1:
-                self._split(batch, now)
+                if batch.queue.is_first(batch):
+                    self._split(batch, now)
+                else:  # its pieces would hold the room that the pieces of one before it may need
+                    self._try_again(batch, error_name(result.error), now, at_once=True)
             elif self._arena(batch).idempotent and outcomes.is_out_of_step(result):
                 # With one before it that has no result yet, it came too early. If it is the first, the broker misses
                 # what nobody will send again: a batch that has expired or failed (KIP-360).
                 batch.queue.out_of_step |= batch.queue.is_first(batch)
-                self._try_again(batch, error_name(result.error), now)
+                self._try_again(batch, error_name(result.error), now, at_once=batch.failures == 0)
             elif outcomes.may_retry(result):
                 stale = stale or result.error in outcomes.STALE_METADATA
                 if result.leader >= 0:
@@ -225,6 +228,8 @@ class Producing:
                 self._try_again(batch, why, now)
 
     def _finish(self, batch: Batch, outcome: Outcome, now: int) -> None:
+        if outcome.code != DELIVERED and self._arena(batch).idempotent:
+            batch.queue.out_of_step = True  # its sequence was not appended, so what comes after it cannot be
         if self._arena(batch).finish_sent(batch, outcome):
             self._queues.done(batch, now)
         else:
@@ -242,11 +247,12 @@ class Producing:
         batch.failures = 0
         self._queues.put_back(batch, now, now)
 
-    def _try_again(self, batch: Batch, why: str, now: int) -> None:
+    def _try_again(self, batch: Batch, why: str, now: int, *, at_once: bool = False) -> None:
         self._arena(batch).put_back(batch)
         batch.failures += 1
         batch.last_error = why
-        self._queues.put_back(batch, now + self._backoff.delay_ns(batch.failures), now)
+        delay_ns = 0 if at_once else self._backoff.delay_ns(batch.failures)
+        self._queues.put_back(batch, now + delay_ns, now)
 
     def report_expired(self) -> None:
         """Give the batches whose delivery timeout ended their result."""

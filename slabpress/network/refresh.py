@@ -146,6 +146,8 @@ class Refresher:
         self._errors = {topic.name: topic.error for topic in answer.topics if topic.error}
         for topic in answer.topics:
             self._tell(topic)
+        for arena in self._arenas.values():
+            arena.note_brokers(len(answer.brokers))
         self.route(now)
         complete = not self._errors and not self._queues.leaderless
         self.schedule.answered(now, complete=complete)

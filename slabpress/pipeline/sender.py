@@ -63,7 +63,7 @@ class Sender:
         topics: TopicRegistry,
     ) -> None:
         self.lock = lock
-        self.line = RoomLine(lock)
+        self.line = RoomLine(lock, accumulator.has_share)
         self._turns = self.line.turns
         self.fast_lane = FastLane(lock, accumulator.writer, topics.known, DeliveryHandle)
         self.refusal: Callable[[], SlabpressError] | None = None
@@ -158,7 +158,17 @@ class Sender:
                 self._accumulator.seal(batch)
                 continue
             self._accumulator.drop_if_empty(batch)
-            return None
+            if partition is not None or not self.go_around(topic):
+                return None
+
+    def go_around(self, topic: Topic) -> bool:
+        """Where the last record found its leader to have its share: keyless ones go to another's partition (KIP-794).
+
+        Returns:
+            Whether there is one.
+        """
+        held_back = self._writer.held_back
+        return held_back >= 0 and topic.stick_around(self._accumulator.has_share)
 
     def ring_for_linger(self) -> None:
         """Ring the coordinator, whose linger timer was off, for the only open batch's first record.
@@ -202,12 +212,13 @@ class Sender:
         try:
             while True:
                 self._writer.reserve, self._writer.wanted = self.line.needed_before(turn), 0
+                self._writer.held_back = -1
                 result = attempt()
                 if result is not None:
                     return result
                 if turn is None:
                     # Ask to be woken, then look once more: what was freed in between rang for nobody.
-                    turn = Turn(self.lock, self._writer.wanted)
+                    turn = Turn(self.lock, self._writer.wanted, self._writer.held_back)
                     self.line.join(turn)
                     topic.pinned += 1
                     self.fast_lane.reserved += turn.need
@@ -216,7 +227,7 @@ class Sender:
                     self._arena.memory.fence()
                     continue
                 # Its partition's batch may have been sealed meanwhile: the record now needs a slab more.
-                turn.need = max(1, self._writer.wanted)
+                turn.wants(self._writer.wanted, self._writer.held_back)
                 self.fast_lane.reserved = self.line.needed_before(None)
                 self._wait_in_line(turn, topic, deadline)
         finally:
@@ -235,7 +246,8 @@ class Sender:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise BufferFullError(self._describe_full(topic))
-        self._accumulator.relieve_pressure()
+        if turn.held_back < 0:
+            self._accumulator.relieve_pressure()
         self.line.wait(turn, min(remaining, _LOOK_AGAIN_S))
         self.check_usable()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import io
+import itertools
 import socket
 import struct
 import threading
@@ -19,7 +20,13 @@ from kio.serial import entity_reader, entity_writer
 PRODUCE: Final = 0
 METADATA: Final = 3
 API_VERSIONS: Final = 18
-_NAMES: Final = {PRODUCE: "produce", METADATA: "metadata", API_VERSIONS: "api_versions"}
+INIT_PRODUCER_ID: Final = 22
+_NAMES: Final = {
+    PRODUCE: "produce",
+    METADATA: "metadata",
+    API_VERSIONS: "api_versions",
+    INIT_PRODUCER_ID: "init_producer_id",
+}
 NO_TIME: Final = datetime.timedelta(0)
 
 
@@ -91,7 +98,8 @@ class FakeBroker:
     ) -> None:
         self.topics = topics
         self.topic_ids = topic_ids or {}
-        self.versions = {PRODUCE: (0, 13), METADATA: (0, 13), API_VERSIONS: (0, 4), **(versions or {})}
+        usual = {PRODUCE: (0, 13), METADATA: (0, 13), API_VERSIONS: (0, 4), INIT_PRODUCER_ID: (0, 5)}
+        self.versions = {**usual, **(versions or {})}
         self.asked: list[Asked] = []
         self.on_produce: Callable[[str, int], PartitionAnswer] = lambda _topic, _partition: PartitionAnswer()
         self.leaders: dict[tuple[str, int], int] = {}
@@ -102,6 +110,7 @@ class FakeBroker:
         self.silent = False
         self.hooks: dict[int, Callable[[Asked], bytes | None]] = {}
         self.connections = 0
+        self._producer_ids = itertools.count(1000)
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
@@ -187,7 +196,12 @@ class FakeBroker:
         self.asked.append(asked)
         if api in self.hooks:
             return self.hooks[api](asked)
-        usual = {PRODUCE: self._produce, METADATA: self.metadata, API_VERSIONS: self.api_versions}
+        usual = {
+            PRODUCE: self._produce,
+            METADATA: self.metadata,
+            API_VERSIONS: self.api_versions,
+            INIT_PRODUCER_ID: self.init_producer_id,
+        }
         return usual[api](asked)
 
     def frame(self, asked: Asked, body: Any) -> bytes:
@@ -209,6 +223,18 @@ class FakeBroker:
             asked,
             build(module.ApiVersionsResponse, error_code=ErrorCode.none, api_keys=keys, throttle_time=NO_TIME),
         )
+
+    def init_producer_id(self, asked: Asked) -> bytes:
+        """The usual answer to InitProducerId: an id that nobody else has."""
+        module = schema(INIT_PRODUCER_ID, asked.version, "response")
+        body = build(
+            module.InitProducerIdResponse,
+            throttle_time=NO_TIME,
+            error_code=ErrorCode.none,
+            producer_id=next(self._producer_ids),
+            producer_epoch=0,
+        )
+        return self.frame(asked, body)
 
     def metadata(self, asked: Asked) -> bytes:
         """The usual answer to Metadata."""
