@@ -245,7 +245,10 @@ class Sender:
     def _wait_in_line(self, turn: Turn, topic: Topic, deadline: float) -> None:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise BufferFullError(self._describe_full(topic))
+            held_back = turn.held_back
+            raise BufferFullError(
+                self._describe_full(topic) if held_back < 0 else self._describe_share(topic, held_back)
+            )
         if turn.held_back < 0:
             self._accumulator.relieve_pressure()
         self.line.wait(turn, min(remaining, _LOOK_AGAIN_S))
@@ -278,6 +281,17 @@ class Sender:
             limit = f"the {self._plan.largest_record_bytes} bytes of slabs in buffer_memory: raise buffer_memory"
         return RecordTooLargeError(
             f"a record for topic {topic_name!r} takes {size} bytes encoded and uncompressed, more than {limit}"
+        )
+
+    def _describe_share(self, topic: Topic, partition_index: int) -> str:
+        leader = self._topics.leader(partition_index)
+        whose = "topic-partitions without a leader hold" if leader is None else f"broker {leader} leads hold"
+        slabs = self._arena.geometry.slab_count
+        return (
+            f"no room for a record to topic {topic.name!r} within max_block_ms={self._max_block_ms}: batches that "
+            f"{whose} their share of the {slabs} slabs in buffer_memory of {self._buffer_memory} bytes, "
+            f"{self._arena.slabs.count_free()} of which are left to other brokers. It takes records more slowly than "
+            "they are sent, or none: wait longer, raise buffer_memory, or look at that broker"
         )
 
     def too_large(self, topic: Topic) -> RecordTooLargeError:

@@ -211,6 +211,10 @@ class TopicRegistry:
             topic.grow(partitions)
         return True
 
+    def leader(self, partition_index: int) -> int | None:
+        """The node id of a topic-partition's leader, as far as it has one that is known."""
+        return self._table.leader(partition_index)
+
     def partition_index(self, topic: Topic, partition: int) -> int:
         """The topic-partition's entry in the partition table, given at first use.
 

@@ -166,7 +166,8 @@ def test_a_partition_that_is_none_is_an_error() -> None:
 def test_room_that_comes_while_batches_are_set_aside_lets_no_later_one_pass() -> None:
     with small_arena(slabs=64, outputs=20, batches=128) as arena:
         _route(arena, 1, 2)
-        coordinator, waiting = SealingCoordinator(arena), []
+        coordinator = SealingCoordinator(arena)
+        waiting: list[int] = []
 
         class WhileTheNetworkProcessFrees(Admission):
             def _park(self, index: int) -> None:
