@@ -284,7 +284,7 @@ cdef class RecordWriter:
         cdef uint32_t *nexts
         self.wanted = wanted
         self.held_back = -1
-        if self.shares.is_over(self.shares.leader_of(batch.fields), 0):
+        if self.shares.is_over(self.shares.leader_of(batch.fields)):
             self.held_back = <Py_ssize_t>(<uint32_t *>(batch.fields + self.shares.partition_at))[0]
             return False
         if self.reserve > 0 and self.slabs.free_blocks() < wanted + self.reserve:

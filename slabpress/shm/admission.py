@@ -88,7 +88,7 @@ class Admission:
             if head == arena.seal_tail:
                 return False
             index = arena.sealed_at(head)
-            if self._shares.over(self._descriptors.sealed(index).partition_index, self._leave):
+            if self._shares.over(self._descriptors.sealed(index).partition_index):
                 return True  # it is to be set aside
         return free >= self._outputs_needed(index) + self._leave
 
@@ -152,7 +152,7 @@ class Admission:
         """The first of the batches that were set aside and need not be any more."""
         if not self._arena.memory.load_u64(at.PARKED_AT):
             return None
-        index = self._shares.first_within(PARKED, self._leave)
+        index = self._shares.first_within(PARKED)
         return index if index >= 0 else None
 
     def _next_in_ring(self) -> int | None:
@@ -161,17 +161,16 @@ class Admission:
         Where some are, all are judged by one count: a later batch of a topic-partition must not pass an earlier one.
         """
         arena = self._arena
-        judged = arena.memory.load_u64(at.PARKED_AT) > 0
+        has_share = self._shares.was_over if arena.memory.load_u64(at.PARKED_AT) else self._shares.over
         head = arena.seal_head
         while head != arena.seal_tail:
             index = arena.sealed_at(head)
             # A state alone does not tell: the descriptor may be in use again, sealed with a later number.
             if arena.batch_states.load(index) == SEALED and self._descriptors.seal_number(index) == head + 1:
-                partition = self._descriptors.sealed(index).partition_index
-                if not (self._shares.was_over(partition) if judged else self._shares.over(partition, self._leave)):
+                if not has_share(self._descriptors.sealed(index).partition_index):
                     return index
                 self._park(index)
-                judged = True
+                has_share = self._shares.was_over
             head += 1  # it was set aside, or its admitter died between step 2 and the head
             arena.memory.store_u64(at.SEAL_HEAD_AT, head)
         return None

@@ -27,15 +27,20 @@ _HOLDING_OUTPUTS: Final = frozenset({COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PA
 
 def slab_shares(arena: Arena) -> Shares:
     """Who has its share of the slabs."""
-    return _shares(arena, arena.slabs, _HOLDING_SLABS, at.SLAB_COUNT_AT)
+    return _shares(arena, arena.slabs, _HOLDING_SLABS, at.SLAB_COUNT_AT, 1, 0)
 
 
 def output_shares(arena: Arena) -> Shares:
-    """Who has its share of the output buffers."""
-    return _shares(arena, arena.outputs, _HOLDING_OUTPUTS, at.OUTPUT_COUNT_AT)
+    """Who has its share of the output buffers.
+
+    Besides the room for a piece that admission always leaves, there must be some for the largest batch of another
+    leader: as much again.
+    """
+    largest = arena.geometry.split_outputs
+    return _shares(arena, arena.outputs, _HOLDING_OUTPUTS, at.OUTPUT_COUNT_AT, max(1, largest), 2 * largest)
 
 
-def _shares(arena: Arena, blocks: Blocks, holding: Iterable[int], count_at: int) -> Shares:
+def _shares(arena: Arena, blocks: Blocks, holding: Iterable[int], count_at: int, step: int, leave: int) -> Shares:
     return Shares(
         arena.memory,
         blocks,
@@ -51,4 +56,6 @@ def _shares(arena: Arena, blocks: Blocks, holding: Iterable[int], count_at: int)
         at.LEADER_AT,
         arena.geometry.partition_count,
         at.BROKERS_AT,
+        step,
+        leave,
     )
