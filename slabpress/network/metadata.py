@@ -61,6 +61,10 @@ class Cluster:
         kept = set(topics)
         self.topics = {name: topic for name, topic in self.topics.items() if name in kept}
 
+    def forget_brokers(self) -> None:
+        """Know no broker any more, and so no leader; a leader's epoch still tells old answers from new ones."""
+        self.brokers = {}
+
     def leader(self, topic: str, partition: int) -> int | None:
         """The node id of a partition's leader; None where none is known, or its address is not."""
         known = self.topics.get(topic)

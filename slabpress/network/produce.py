@@ -79,11 +79,12 @@ class Producing:
         self.finished = 0
 
     def send(self, node: int, connection: Connection, now: int) -> bool:
-        """Queue one Produce request to a broker on its connection; False if nothing can be sent to it."""
+        """Queue one Produce request to a broker on its connection; False if there is nothing for it any more."""
         version = connection.versions.get(PRODUCE)
+        finished = self.finished
         chosen = self._choose(node, version, now)
         if not chosen or version is None:
-            return False
+            return self.finished > finished  # what failed has others behind it
         arena = self._arena(chosen[0])
         for batch in chosen:
             self._arena(batch).make_bytes(batch)
@@ -127,8 +128,9 @@ class Producing:
                 continue
             arena = self._arena(batch)
             if arena.idempotent and arena.sequences.producer_id is None:
-                if arena.refused_id is not None:
-                    impossible.append((batch, arena.refused_id))
+                refusal = arena.refusal(now)
+                if refusal is not None:
+                    impossible.append((batch, refusal))
                 continue  # it is being asked for
             arena.measure(batch)
             if batch.codec == _ZSTD and version < FIRST_PRODUCE_WITH_ZSTD:
