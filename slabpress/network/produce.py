@@ -187,18 +187,18 @@ class Producing:
                 self._try_again(batch, error_name(result.error), now)
             elif outcomes.may_retry(result):
                 stale = stale or result.error in outcomes.STALE_METADATA
-                if result.leader >= 0:
-                    leaders_changed |= self._cluster.hint(
-                        batch.queue.topic,
-                        result.partition,
-                        result.leader,
-                        result.leader_epoch,
-                        answer.brokers,
-                    )
+                leaders_changed |= self._take_hint(batch.queue.topic, result, answer)
                 self._try_again(batch, error_name(result.error), now)
             else:
                 self._finish(batch, outcomes.refused(result, batch.size, batch.records), now)
         return Applied(answer.throttle_ms, stale, leaders_changed)
+
+    def _take_hint(self, topic: str, result: ProduceResult, answer: ProduceAnswer) -> bool:
+        """Take the leader that a result names, if it does; whether it is news."""
+        # The epoch of a topic of this name that is no more may be above all that are true.
+        if result.leader < 0 or result.topic not in (topic, self._cluster.topic_id(topic)):
+            return False
+        return self._cluster.hint(topic, result.partition, result.leader, result.leader_epoch, answer.brokers)
 
     @staticmethod
     def _pair(context: ProduceContext, answer: ProduceAnswer) -> list[tuple[Batch, ProduceResult]]:

@@ -155,12 +155,13 @@ class Refresher:
             raise WireError(f"no metadata: {said}")
         self._failure = ""
         self._wanted_since_ns = None
-        self.cluster.update(answer)
+        renewed = self.cluster.update(answer)
         self.cluster.forget_all_but(names)
         self._brokers.update(self.cluster.brokers, now)
         self._errors = {topic.name: topic.error for topic in answer.topics if topic.error}
         for topic in answer.topics:
             self._tell(topic)
+        self._forget_leaders(renewed, now)
         self.route(now)
         complete = not self._errors and not self._queues.leaderless
         self.schedule.answered(now, complete=complete)
@@ -192,6 +193,13 @@ class Refresher:
             if index is not None:
                 arena.topics.set_answer(index, partitions or None, error)
                 self.answered_topics += 1
+
+    def _forget_leaders(self, topics: set[str], now: int) -> None:
+        """The log of a topic that was created again knows no sequences: as with a new leader, one batch goes first."""
+        for arena in self._arenas.values() if topics else ():
+            for queue in arena.queues:
+                if queue is not None and queue.topic in topics:
+                    self._queues.set_leader(queue, None, now)
 
     def route(self, now: int) -> None:
         """Give every queue the leader that is known now."""

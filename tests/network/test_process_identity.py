@@ -58,6 +58,17 @@ def test_after_a_refusal_the_cluster_is_asked_again_for_what_comes_later(fake: F
         rig.until(is_delivered, "the permission is noticed")
 
 
+def test_where_one_broker_gives_no_answer_about_ids_another_does() -> None:
+    with FakeBroker({"t": 1}) as fake, FakeBroker({"t": 1}) as other:
+        fake.hooks[INIT_PRODUCER_ID] = lambda _: b""
+        fake.more_brokers[2] = ("127.0.0.1", other.port)
+        fake.leaders["t", 0] = 2
+        with Rig(fake.address, delivery=IDEMPOTENT) as rig:
+            rig.know("t")
+            assert rig.result(rig.send("t", 0, b"x")).code == 0
+        assert other.count(INIT_PRODUCER_ID) == 1
+
+
 def test_a_refused_producer_that_sends_nothing_asks_nothing(fake: FakeBroker) -> None:
     fake.init_error = CLUSTER_AUTHORIZATION_FAILED
     quick = {"retry_backoff_ms": 1, "retry_backoff_max_ms": 1, "metadata_max_age_ms": 100}

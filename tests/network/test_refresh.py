@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import selectors
+from array import array
 from collections.abc import Iterator
 from unittest.mock import Mock
+from uuid import UUID
 
 import pytest
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.broker import Tools
 from slabpress.network.brokers import Brokers
+from slabpress.network.messages import METADATA
 from slabpress.network.metadata import Cluster
-from slabpress.network.queues import Queues
+from slabpress.network.queues import PartitionQueue, Queues
 from slabpress.network.refresh import Refresher
 from slabpress.network.resolver import Resolver
 from slabpress.network.settings import NetworkSettings
-from slabpress.network.wire import BrokerAddress
+from slabpress.network.wire import BrokerAddress, Leaders, MetadataAnswer, TopicMetadata
 from slabpress.shm.doorbell import Doorbell
 from tests.network.rig import SETTINGS
 
@@ -82,3 +85,42 @@ def test_who_wants_nothing_gives_nobody_up(refresher: Refresher) -> None:
     refresher.schedule.soon(6)
     refresher.turn(6)
     assert refresher.give_up_at_ns() is None
+
+
+def test_the_log_of_a_topic_that_was_created_again_is_sent_one_batch_at_first(
+    refresher: Refresher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows no sequences: the second of two batches could be appended alone, though its leader is the same."""
+    known_until = 10**18
+    queues = [PartitionQueue(Mock(), topic, 0) for topic in ("again", "same")]
+    arena = Mock(queues=queues)
+    arena.topics.wanted_version.return_value = 0
+    refresher._arenas = {0: arena}
+    refresher._wanted[0] = {"again": 0, "same": 1}
+    former = {"again": UUID(int=1), "same": UUID(int=2)}
+
+    def answer(ids: dict[str, UUID]) -> MetadataAnswer:
+        leaders = Leaders(array("i", [1]), array("i", [0]))
+        topics = [TopicMetadata(name, topic_id, 0, leaders) for name, topic_id in ids.items()]
+        return MetadataAnswer(0, 0, [BrokerAddress(1, "127.0.0.1", 1)], topics)
+
+    for ids in (former, {**former, "again": UUID(int=3)}):
+        answered = answer(ids)
+        monkeypatch.setattr("slabpress.network.refresh.decode_metadata", lambda *_, answered=answered: answered)
+        refresher.answered(Mock(version=12), b"", 0)
+        assert [queue.leader for queue in queues] == [1, 1]
+        if ids is former:
+            for queue in queues:
+                queue.known_until_ns = known_until
+    assert [queue.known_until_ns for queue in queues] == [0, known_until]
+
+
+def test_whoever_is_asked_is_remembered(refresher: Refresher) -> None:
+    """So that the next request goes to another one."""
+    broker = Mock(asked_at_ns=0)
+    broker.connection.versions = {METADATA: 12}
+    broker.connection.client_id = "me"
+    broker.connection.next_id.return_value = 2
+    refresher._ask(broker, {"t"}, 7)
+    assert broker.asked_at_ns == 7
+    assert refresher.schedule.in_flight

@@ -73,7 +73,7 @@ def test_the_broker_takes_0_for_what_follows_the_last_sequence(kafka: KafkaClust
 def test_batches_around_the_wrap_whose_answers_were_lost_with_the_process_are_known_again(
     proxied_kafka: KafkaCluster, topic: str
 ) -> None:
-    """The successor sends them with the sequences that the dead process wrote down, and the broker keeps one of each."""
+    """The successor sends them with the sequences that the dead process wrote down: the broker keeps one of each."""
     proxied_kafka.create_topic(topic)
     first = SEQUENCE_MASK + 1 - 9
     with Rig(proxied_kafka.proxied_bootstrap_servers, delivery=IDEMPOTENT) as rig:
@@ -95,7 +95,7 @@ def test_batches_around_the_wrap_whose_answers_were_lost_with_the_process_are_kn
 
 def test_killed_around_the_wrap_it_loses_and_doubles_nothing(kafka: KafkaCluster, topic: str) -> None:
     kafka.create_topic(topic)
-    chance = random.Random(7)  # noqa: S311 - sizes, no secrets
+    chance = random.Random(7)
     sizes = [chance.randint(1, 7) for _ in range(40)]
     first = SEQUENCE_MASK + 1 - sum(sizes) // 2
     with Rig(kafka.bootstrap_servers, delivery=IDEMPOTENT) as rig:
