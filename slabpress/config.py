@@ -77,7 +77,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool,
         Meta(
             description="The brokers recognize what is sent twice, and keep the order (KIP-98). Needs acks=all, and is "
-            "off where acks is set to 0 or 1."
+            "off where acks is set to 0 or 1. Needs WRITE on a topic or IDEMPOTENT_WRITE on the cluster: batches "
+            "fail without, and later ones ask again."
         ),
     ] = True
     compression_type: Annotated[

@@ -79,6 +79,7 @@ class Identities:
             broker = self._brokers.for_metadata(now)
             if broker is None or broker.connection is None:
                 return  # whoever wants metadata connects
+            broker.asked_at_ns = now
             version = broker.connection.versions.get(INIT_PRODUCER_ID)
             if version is None:
                 remedy = f"use Kafka 0.11 or newer: {broker} has no InitProducerId"
@@ -89,7 +90,6 @@ class Identities:
             request = encode_init_producer_id(version, correlation_id, connection.client_id)
             connection.send(request, correlation_id, INIT_PRODUCER_ID, version, IdentityContext(number), now)
             asking.in_flight = True
-            broker.asked_at_ns = now
             broker.flush(now)
 
     def next_time_ns(self, now: int) -> int | None:

@@ -60,6 +60,14 @@ def test_it_is_asked_for_once_and_whoever_is_asked_is_remembered(bench: Bench) -
     assert bench.identities.why_none(0) == ""
 
 
+def test_a_broker_without_producer_ids_is_not_the_next_to_be_asked(bench: Bench) -> None:
+    """In a cluster that is being upgraded another one may have them."""
+    bench.broker.connection.versions = {}
+    assert not bench.asks(7)
+    assert bench.broker.asked_at_ns == 7
+    assert bench.arena.refusal(8) is not None
+
+
 def test_each_failed_try_waits_longer(bench: Bench) -> None:
     now, waits = 0, []
     for _ in range(5):
