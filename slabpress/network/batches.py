@@ -75,7 +75,7 @@ class ArenaBatches:
         in_flight_limit: batches of one topic-partition on the wire at a time. Brokers know the last 5 again; without
             sequences a second one could pass one that is tried again (librdkafka#1092).
         sequences: the sequences, for an idempotent producer.
-        refused_id: what its batches get where the cluster gives it no producer id.
+        refused_id: what its batches get while the cluster gives it no producer id (``refusal``).
         retired: its producer was closed: nothing of it is sent any more, nobody waits for a result.
         queues: for each partition index its queue, once it had a batch.
     """
@@ -92,6 +92,7 @@ class ArenaBatches:
         self.in_flight_limit = _IDEMPOTENT_IN_FLIGHT if self.idempotent else 1
         self.sequences = Sequences(arena)
         self.refused_id: Outcome | None = None
+        self._refused_until_ns = 0
         self.queues: list[PartitionQueue | None] = [None] * arena.geometry.partition_count
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
@@ -127,6 +128,16 @@ class ArenaBatches:
     def retire(self) -> None:
         """Send nothing of it any more; what is on the wire is nobody's business now."""
         self.retired = True
+
+    def refuse_id(self, outcome: Outcome, until_ns: int) -> None:
+        """There is no producer id, and until then none is asked for: what may be sent gets this outcome."""
+        self.refused_id, self._refused_until_ns = outcome, until_ns
+
+    def refusal(self, now: int) -> Outcome | None:
+        """What a batch that may be sent gets for want of a producer id; None: one is asked for, on its behalf."""
+        if now >= self._refused_until_ns:
+            self.refused_id = None
+        return self.refused_id
 
     @property
     def has_new_seals(self) -> bool:

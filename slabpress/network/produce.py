@@ -79,11 +79,12 @@ class Producing:
         self.finished = 0
 
     def send(self, node: int, connection: Connection, now: int) -> bool:
-        """Queue one Produce request to a broker on its connection; False if nothing can be sent to it."""
+        """Queue one Produce request to a broker on its connection; False if there is nothing for it any more."""
         version = connection.versions.get(PRODUCE)
+        finished = self.finished
         chosen = self._choose(node, version, now)
         if not chosen or version is None:
-            return False
+            return self.finished > finished  # what failed has others behind it
         arena = self._arena(chosen[0])
         for batch in chosen:
             self._arena(batch).make_bytes(batch)
@@ -127,8 +128,9 @@ class Producing:
                 continue
             arena = self._arena(batch)
             if arena.idempotent and arena.sequences.producer_id is None:
-                if arena.refused_id is not None:
-                    impossible.append((batch, arena.refused_id))
+                refusal = arena.refusal(now)
+                if refusal is not None:
+                    impossible.append((batch, refusal))
                 continue  # it is being asked for
             arena.measure(batch)
             if batch.codec == _ZSTD and version < FIRST_PRODUCE_WITH_ZSTD:
@@ -188,18 +190,18 @@ class Producing:
                 self._try_again(batch, error_name(result.error), now, at_once=batch.failures == 0)
             elif outcomes.may_retry(result):
                 stale = stale or result.error in outcomes.STALE_METADATA
-                if result.leader >= 0:
-                    leaders_changed |= self._cluster.hint(
-                        batch.queue.topic,
-                        result.partition,
-                        result.leader,
-                        result.leader_epoch,
-                        answer.brokers,
-                    )
+                leaders_changed |= self._take_hint(batch.queue.topic, result, answer)
                 self._try_again(batch, error_name(result.error), now)
             else:
                 self._finish(batch, outcomes.refused(result, batch.size, batch.records), now)
         return Applied(answer.throttle_ms, stale, leaders_changed)
+
+    def _take_hint(self, topic: str, result: ProduceResult, answer: ProduceAnswer) -> bool:
+        """Take the leader that a result names, if it does; whether it is news."""
+        # The epoch of a topic of this name that is no more may be above all that are true.
+        if result.leader < 0 or result.topic not in (topic, self._cluster.topic_id(topic)):
+            return False
+        return self._cluster.hint(topic, result.partition, result.leader, result.leader_epoch, answer.brokers)
 
     @staticmethod
     def _pair(context: ProduceContext, answer: ProduceAnswer) -> list[tuple[Batch, ProduceResult]]:

@@ -52,6 +52,8 @@ SETTINGS: Final[dict[str, Any]] = {
     "reconnect_backoff_max_ms": 200,
     "max_in_flight_requests_per_connection": 5,
     "metadata_max_age_ms": 300_000,
+    "metadata_recovery_strategy": "rebootstrap",
+    "metadata_recovery_rebootstrap_trigger_ms": 300_000,
     "socket_connection_setup_timeout_ms": 5_000,
     "send_buffer_bytes": -1,
     "receive_buffer_bytes": -1,
