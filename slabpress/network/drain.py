@@ -4,8 +4,8 @@ When the job is killed its memory is not: the arenas are mapped by the workers a
 sealed at their last complete record, which the commit word in the descriptor names; everything under way goes its usual
 way, until it has a result or its delivery timeout ends; later than that nobody waits, whatever holds it up. What the
 coordinator would have done on the way this process does now: it seals, recovers what dead workers held, and asks for
-the next pieces of split batches. Nothing is restarted any more: without a worker left, or without this process, what is
-not delivered is lost, and the log says so.
+the next pieces of split batches. Nothing is restarted any more: without a worker left, what is not delivered is lost,
+and the log says so; without this process it is lost as well, the workers end, and nobody is there to say so.
 """
 
 from __future__ import annotations

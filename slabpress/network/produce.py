@@ -181,8 +181,10 @@ class Producing:
             elif outcomes.may_split(result) and batch.records > 1:
                 if batch.queue.is_first(batch):
                     self._split(batch, now)
-                else:  # its pieces would hold the room that the pieces of one before it may need
-                    self._try_again(batch, error_name(result.error), now, at_once=True)
+                else:
+                    # Its pieces would hold room that the one before it may need for pieces of its own (law 6).
+                    self._arena(batch).put_back(batch)
+                    self._queues.put_back(batch, now, now)
             elif self._arena(batch).idempotent and outcomes.is_out_of_step(result):
                 # With one before it that has no result yet, it came too early. If it is the first, the broker misses
                 # what nobody will send again: a batch that has expired or failed (KIP-360).

@@ -31,14 +31,11 @@ from slabpress.pipeline.child import Role
 from slabpress.pipeline.session import Session
 from slabpress.pipeline.supervisor import END_TIMEOUT_S, Supervisor
 from slabpress.plan import ARENA, CONTROL, COORDINATOR_LINE, MemoryPlan, PipelinePlan, PlanLine
-from slabpress.shm.admission import Admission
 from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.handover import ArenaGrant
 from slabpress.shm.states import PROCESS_RUNNING
 from slabpress.units import format_bytes
 
-# An index no worker has: the coordinator takes the admission lock to recover, never to compress.
-_NO_WORKER: Final = 0xFFFE
 _JOIN_TIMEOUT_S: Final = 10.0
 # What the children must know of each producer.
 _ARENA_SETTINGS: Final = (
@@ -179,7 +176,7 @@ class Coordinator:
             for session in (*self._sessions, *self._leaving):
                 session.detach_dead(slot)
                 if slot != NETWORK and not session.is_closed:
-                    Admission(session.arena, _NO_WORKER).recover(slot - FIRST_WORKER)
+                    session.recover(slot - FIRST_WORKER)
 
     def _fail(self, error: ProcessError) -> None:
         """The processes cannot go on: end them; every call and every undelivered record gets the error."""

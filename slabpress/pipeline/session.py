@@ -24,6 +24,7 @@ from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.topics import TopicRegistry
 from slabpress.plan import MemoryPlan
 from slabpress.shm import layout as at
+from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import NETWORK, Control
 from slabpress.shm.descriptors import Descriptors
@@ -32,6 +33,8 @@ from slabpress.shm.states import OVERSIZE
 from slabpress.shm.topics import TopicTable
 
 _NUDGE_S: Final = 1.0
+# An index no worker has: the coordinator takes the admission lock to recover, never to compress.
+_NO_WORKER: Final = 0xFFFE
 
 logger = logging.getLogger("slabpress")
 
@@ -175,6 +178,21 @@ class Session:
         with self.lock:
             if not self.is_closed:
                 self.arena.set_attached(slot, attached=False)
+
+    def recover(self, worker: int) -> None:
+        """A worker has died: another takes over its batches, one that is deadly without compressing it."""
+        admission, topics = Admission(self.arena, _NO_WORKER), TopicTable(self.arena)
+        for index in admission.deadly(worker):
+            batch = self._descriptors.sealed(index)
+            topic, partition = topics.partition(batch.partition_index)
+            logger.warning(
+                "%s workers in a row have died while they compressed the same batch (%s records of topic %r, partition "
+                "%s, %s bytes): it is sent uncompressed. If nothing else kills them, try another compression_type "
+                "than %r",
+                *(DEATHS_MAX, batch.records, topics.name(topic), partition, batch.raw_bytes),
+                self.config.compression_type,
+            )
+        admission.recover(worker)
 
     def attached(self) -> list[int]:
         """The slots of the children that say that they have the arena mapped."""

@@ -27,6 +27,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from typing import Final
 
 from slabpress._native import NONE
 from slabpress.shm import layout as at
@@ -46,6 +47,9 @@ from slabpress.shm.states import (
     SLAB_FREE,
     owned,
 )
+
+# A batch that so many workers have died of, while they compressed it, is sent uncompressed.
+DEATHS_MAX: Final = 2
 
 
 class Admission:
@@ -199,6 +203,13 @@ class Admission:
 
     def _compressing(self) -> list[int]:
         return self._arena.batch_states.find_all(COMPRESSING)
+
+    def deadly(self, dead_worker: int) -> list[int]:
+        """The batches that a dead worker was compressing as the last that may die of them; ``recover`` comes next."""
+        held = [index for index in self._compressing() if self._descriptors.worker(index) == dead_worker]
+        last = DEATHS_MAX - 1
+        unfinished = [index for index in held if self._descriptors.output(index).payload_bytes == 0]
+        return [index for index in unfinished if self._descriptors.deaths(index) == last]
 
     def recover(self, dead_worker: int) -> int:
         """Make orphans of a dead worker's batches and free what it held for none (supervisor).

@@ -224,9 +224,7 @@ class Child:
     def parent_is_gone(self) -> bool:
         """Whether the coordinator died without saying stop."""
         if self.parent >= 0:
-            poller = select.poll()
-            poller.register(self.parent, select.POLLIN)
-            return bool(poller.poll(0))
+            return _has_ended(self.parent)
         return os.getppid() != self._parent_id
 
     def must_end(self) -> bool:
@@ -244,14 +242,39 @@ class Child:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process with this id."""
+    """Whether a process with this id runs.
+
+    One that has ended and was not reaped does not, though a signal finds it: orphans are reaped by the first process of
+    their container, which often is a program that reaps nobody.
+    """
+    if pid <= 0:
+        return False
+    try:
+        pidfd = open_pidfd(pid)
+    except ProcessLookupError:
+        return False
+    if pidfd < 0:
+        return _is_known(pid)
+    try:
+        return not _has_ended(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _is_known(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return pid > 0
+    return True
+
+
+def _has_ended(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def open_pidfd(pid: int) -> int:

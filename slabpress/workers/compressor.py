@@ -15,7 +15,7 @@ from typing import Final
 
 from slabpress._native import cut_records
 from slabpress.shm import layout as at
-from slabpress.shm.admission import Admission
+from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
 from slabpress.shm.descriptors import Descriptors, Output, Sealed
@@ -24,7 +24,6 @@ from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
 from slabpress.workers.codecs import NOT_SMALLER, Codec
 
 CODEC_NONE: Final = 0
-DEATHS_MAX: Final = 2
 
 
 class Compressor:

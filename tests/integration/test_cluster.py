@@ -1,15 +1,13 @@
-"""Leaders that move, brokers that die, acknowledgements that get lost: order and completeness hold."""
+"""Leaders that move, brokers that die or refuse: order and completeness hold. More of it is in deaths/."""
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
 
 from slabpress import DeliveryError, Producer
 from tests.integration.conftest import MakeProducer
-from tests.support.brokers import require_kafka
 from tests.support.kafka import KafkaCluster, read_back
 from tests.support.kafka_install import wait_until
 
@@ -31,11 +29,6 @@ def numbers_by_partition(kafka: KafkaCluster, topic: str) -> dict[int, list[int]
     return found
 
 
-def first_seen(numbers: list[int]) -> list[int]:
-    """The numbers without those that were sent again: what is left must be in order."""
-    return list(dict.fromkeys(numbers))
-
-
 @pytest.mark.parametrize("acks", [0, 1, "all"])
 def test_every_acks_setting_delivers(kafka: KafkaCluster, topic: str, acks: object) -> None:
     kafka.create_topic(topic, 2)
@@ -53,25 +46,8 @@ def test_every_acks_setting_delivers(kafka: KafkaCluster, topic: str, acks: obje
 
 
 @pytest.mark.timeout(240)
-def test_a_leader_that_moves_is_followed(kafka3: KafkaCluster, topic: str) -> None:
-    kafka3.create_topic(topic, 1, replication_factor=3)
-    with Producer(kafka3.bootstrap_servers, **QUICK) as producer:
-        sent = 0
-        for _ in range(2):
-            target = kafka3.leader(topic, 0) % 3 + 1
-            for _ in range(500):
-                producer.send(topic, b"%d" % sent)
-                sent += 1
-            producer.flush(60)
-            kafka3.move_leader(topic, 0, target)
-            assert kafka3.leader(topic, 0) == target
-        producer.send(topic, b"%d" % sent).result(60)
-    assert numbers_by_partition(kafka3, topic) == {0: [*range(sent + 1)]}
-
-
-@pytest.mark.timeout(240)
 def test_a_broker_that_dies_is_routed_around_and_others_go_on(kafka3: KafkaCluster, topic: str) -> None:
-    """Records of the dead leader's partition wait for the new leader; order holds in every partition."""
+    """Records of the dead leader's partition wait for the new leader; each is there once, in order."""
     kafka3.create_topic(topic, 6, replication_factor=3)
     victim = kafka3.leader(topic, 0)
     with Producer(kafka3.bootstrap_servers, **QUICK) as producer:
@@ -84,35 +60,12 @@ def test_a_broker_that_dies_is_routed_around_and_others_go_on(kafka3: KafkaClust
         finally:
             kafka3.start(victim)
     found = numbers_by_partition(kafka3, topic)
-    assert sorted(number for numbers in found.values() for number in first_seen(numbers)) == [*range(1200)]
-    for numbers in found.values():
-        assert first_seen(numbers) == sorted(first_seen(numbers))
+    assert sorted(number for numbers in found.values() for number in numbers) == [*range(1200)]
+    assert all(numbers == sorted(numbers) for numbers in found.values())
 
 
 def _keys(start: int, stop: int) -> list[bytes]:
     return [b"%d" % (number % 97) for number in range(start, stop)]
-
-
-@pytest.mark.timeout(180)
-def test_a_lost_acknowledgement_closes_the_connection_before_the_batch_is_sent_again(
-    topic: str, make_producer: MakeProducer
-) -> None:
-    """The answers are swallowed: after request_timeout_ms a new connection carries the same records, in order."""
-    require_kafka()
-    with KafkaCluster(1, proxied=True) as cluster:
-        proxy = cluster.proxies[1]
-        producer = make_producer(cluster.proxied_bootstrap_servers, **(QUICK | {"request_timeout_ms": 1000}))
-        producer.send(topic, b"0", partition=0).result(30)
-        connections = proxy.connections
-        proxy.down.swallow = True
-        handles = [producer.send(topic, b"%d" % number, partition=0) for number in range(1, 50)]
-        wait_until(lambda: proxy.connections > connections, "the connection to be given up", 30)
-        proxy.down.swallow = False
-        producer.flush(60)
-        assert all(handle.exception(0) is None for handle in handles)
-        numbers = numbers_by_partition(cluster, topic)[0]
-        assert first_seen(numbers) == [*range(50)]
-        assert Counter(numbers)[1] > 1  # it was in the log already: without idempotence it is there twice
 
 
 def test_a_batch_that_the_broker_refuses_fails_alone_with_the_brokers_words(

@@ -178,6 +178,28 @@ def test_a_piece_is_tried_again_with_the_same_bytes_and_a_backoff_of_its_own(des
     assert b"".join(batch.parts) == piece
 
 
+def test_a_batch_is_split_only_when_all_before_it_have_their_results(desk: SplitDesk) -> None:
+    """With several on the wire, the later one's pieces would hold the room that the earlier one's next piece needs."""
+    desk.put(0, b"first")
+    desk.arena.in_flight_limit = 2
+    desk.send()
+    desk.bench.answer((0, 0))  # its leader knows the sequences from now on
+    early, late = desk.put(0, b"a", b"b"), desk.put(0, b"c", b"d")
+    assert [desk.send(), desk.send()] == [{0: [b"a", b"b"]}, {0: [b"c", b"d"]}]
+    desk.bench.answer((0, MESSAGE_TOO_LARGE))
+    desk.bench.answer((0, MESSAGE_TOO_LARGE))
+    assert (desk.state(early), desk.state(late)) == (OVERSIZE, READY)
+    for piece in (b"a", b"b"):
+        desk.make_piece()
+        assert desk.send() == {0: [piece]}
+        assert desk.send() == {}
+        desk.bench.answer((0, 0))
+    assert desk.state(early) == DONE
+    assert desk.send() == {0: [b"c", b"d"]}, "at once, whole, and as it was"
+    desk.bench.answer((0, MESSAGE_TOO_LARGE))
+    assert desk.state(late) == OVERSIZE
+
+
 def test_a_piece_whose_delivery_timeout_has_ended_ends_the_rest_of_its_batch(desk: SplitDesk) -> None:
     index = desk.put(0, b"a", b"b", b"c", b"d")
     desk.send()

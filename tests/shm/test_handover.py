@@ -6,15 +6,19 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from slabpress.shm import handover
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, FIRST_WORKER, Control
-from slabpress.shm.handover import ArenaGrant, Change, Channel, Child, Grant, decode_grant, encode_change
+from slabpress.shm.handover import ArenaGrant, Change, Channel, Child, Grant, decode_grant, encode_change, is_alive
 from tests.shm.kit import small_arena
 
 SETTINGS: dict[str, Any] = {"acks": -1, "compression_type": "zstd", "compression_level": None, "name": "größe\n"}
@@ -270,3 +274,24 @@ def test_letting_go_unmaps_says_so_and_wakes_the_coordinator(family: Family, are
     poller = select.poll()
     poller.register(family.control.bells[COORDINATOR].fileno(), select.POLLIN)
     assert poller.poll(0)
+
+
+def test_a_process_that_nobody_has_reaped_is_not_alive() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert is_alive(process.pid)
+    process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is left there
+    os.kill(process.pid, 0)
+    assert not is_alive(process.pid)
+    process.communicate()
+    assert not is_alive(process.pid)
+    assert not is_alive(0)
+
+
+def test_without_pidfds_a_process_is_alive_while_its_id_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "open_pidfd", lambda _: -1)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert is_alive(process.pid)
+    process.kill()
+    process.communicate()
+    assert not is_alive(process.pid)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from slabpress.shm.admission import Admission
+from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.descriptors import Descriptors
 from slabpress.workers.codecs import make_codec
-from slabpress.workers.compressor import CODEC_NONE, DEATHS_MAX, Compressor
+from slabpress.workers.compressor import CODEC_NONE, Compressor
 from tests.pipeline.instant import Parts, parts
 
 

@@ -9,10 +9,10 @@ from typing import Final
 import pytest
 
 from slabpress.shm import layout as at
-from slabpress.shm.admission import Admission
+from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.states import COMPRESSING, ORPHAN, OVERSIZE
 from slabpress.workers.codecs import make_codec
-from slabpress.workers.compressor import DEATHS_MAX, Compressor
+from slabpress.workers.compressor import Compressor
 from tests.shm.faults import Killed, Life
 from tests.support.limited_broker import HEADER_BYTES, Arrival
 from tests.support.split_bench import SplitBench, split_bench

@@ -73,7 +73,7 @@ def test_a_new_child_serves_the_arenas_that_there_are(
         sender.end()
     found = read_numbers(sink.bootstrap_servers, topic)
     for sender in senders:
-        # Without idempotence a batch whose answer died with the process is sent again; none is lost.
+        # A batch whose answer died with the process is sent again, and the mock cluster does not know it again.
         numbers = {number for partition in found[sender.name].values() for number in partition}
         assert numbers == set(range(sender.sent))
 
