@@ -44,6 +44,7 @@ class ChildProcess:
         self.quick_deaths = 0
         self.started_at = 0.0
         self.restart_at: float | None = None
+        self.restart_after_s: float | None = None  # once what it owned is recovered
         self.channel: socket.socket | None = None
         # What the channel has not taken yet: lines, each with the descriptor of the arena that comes or -1.
         self.outbox: deque[tuple[bytes, int]] = deque()

@@ -170,13 +170,15 @@ class Coordinator:
             ):
                 session.let_go.set()
 
-    def _recover(self, slot: int) -> None:
-        """A child has died: nothing of any arena is its own any more."""
+    def _recover(self, slot: int) -> bool:
+        """A child has died: nothing of any arena is its own any more. False: come again."""
         with self._lock:
+            recovered = True
             for session in (*self._sessions, *self._leaving):
                 session.detach_dead(slot)
                 if slot != NETWORK and not session.is_closed:
-                    session.recover(slot - FIRST_WORKER)
+                    recovered &= session.recover(slot - FIRST_WORKER)
+            return recovered
 
     def _fail(self, error: ProcessError) -> None:
         """The processes cannot go on: end them; every call and every undelivered record gets the error."""

@@ -179,10 +179,17 @@ class Session:
             if not self.is_closed:
                 self.arena.set_attached(slot, attached=False)
 
-    def recover(self, worker: int) -> None:
-        """A worker has died: another takes over its batches, one that is deadly without compressing it."""
+    def recover(self, worker: int) -> bool:
+        """A worker has died: another takes over its batches, one that is deadly without compressing it.
+
+        Returns:
+            False if somebody holds the admission lock: come again.
+        """
         admission, topics = Admission(self.arena, _NO_WORKER), TopicTable(self.arena)
-        for index in admission.deadly(worker):
+        deadly = admission.deadly(worker)
+        if admission.recover(worker) is None:
+            return False
+        for index in deadly:
             batch = self._descriptors.sealed(index)
             topic, partition = topics.partition(batch.partition_index)
             logger.warning(
@@ -192,7 +199,7 @@ class Session:
                 *(DEATHS_MAX, batch.records, topics.name(topic), partition, batch.raw_bytes),
                 self.config.compression_type,
             )
-        admission.recover(worker)
+        return True
 
     def attached(self) -> list[int]:
         """The slots of the children that say that they have the arena mapped."""

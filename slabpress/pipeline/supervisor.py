@@ -33,6 +33,8 @@ _BACKOFF_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0
 # A channel that is full is tried again after this: its reader is stopped, or just starting.
 _CHANNEL_RETRY_S: Final = 0.05
+# The admission lock that somebody holds is tried again after this: its holder is stopped, or just admitted.
+_RECOVERY_RETRY_S: Final = 0.05
 
 logger = logging.getLogger("slabpress")
 
@@ -46,7 +48,7 @@ class Supervisor:
     Args:
         control: the control block.
         roles: the children to run.
-        recover: called with a dead child's slot before another takes its place.
+        recover: called with a dead child's slot before another takes its place; False: it could not be done now.
         clock: monotonic seconds.
     """
 
@@ -54,7 +56,7 @@ class Supervisor:
         self,
         control: Control,
         roles: list[Role],
-        recover: Callable[[int], object],
+        recover: Callable[[int], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._control = control
@@ -169,6 +171,8 @@ class Supervisor:
         times = [child.restart_at for child in self.children if child.restart_at is not None]
         if any(child.outbox for child in self.children):
             times.append(self._clock() + _CHANNEL_RETRY_S)
+        if any(child.restart_after_s is not None for child in self.children):
+            times.append(self._clock() + _RECOVERY_RETRY_S)
         return min(times, default=None)
 
     def check(self) -> None:
@@ -183,6 +187,8 @@ class Supervisor:
                     child.read_errors()
                     if child.has_ended():
                         self._bury(child)
+                if child.restart_after_s is not None and self._recover(child.role.slot):
+                    self._replace(child, child.restart_after_s)
                 if child.restart_at is not None and self._clock() >= child.restart_at:
                     self._restart(child)
             self._tell()
@@ -200,13 +206,17 @@ class Supervisor:
             raise ProcessError(f"{text}: it died {child.deaths_at_start} times before it worked")
         logger.warning("%s: starting another", text)
         self._control.get_up(slot)
-        self._recover(slot)
-        if slot != NETWORK:
+        pause_s = _BACKOFF_S * 2**child.quick_deaths if child.quick_deaths > 1 else 0.0
+        child.restart_after_s = min(_BACKOFF_MAX_S, pause_s)
+
+    def _replace(self, child: ChildProcess, pause_s: float) -> None:
+        """What a dead child owned is recovered: others may go on, and a new one comes."""
+        if child.role.slot != NETWORK:
             # What it published last may have rung for nobody, and what it woke up for is still to be done.
             self._control.wake(NETWORK)
             self._control.wake_one_worker()
-        pause = _BACKOFF_S * 2**child.quick_deaths if child.quick_deaths > 1 else 0.0
-        child.restart_at = self._clock() + min(_BACKOFF_MAX_S, pause)
+        child.restart_after_s = None
+        child.restart_at = self._clock() + pause_s
 
     def stop(self) -> None:
         """Ask every child to end, wait, and kill those that do not."""

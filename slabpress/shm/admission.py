@@ -71,11 +71,14 @@ class Admission:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the admission lock; waits with the GIL released."""
-        fcntl.lockf(self._arena.descriptor, fcntl.LOCK_EX, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
+        self._lock(fcntl.LOCK_EX)
         try:
             yield
         finally:
-            fcntl.lockf(self._arena.descriptor, fcntl.LOCK_UN, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
+            self._lock(fcntl.LOCK_UN)
+
+    def _lock(self, operation: int) -> None:
+        fcntl.lockf(self._arena.descriptor, operation, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
 
     def has_work(self) -> bool:
         """Whether ``take`` would probably find a batch: a look without the lock."""
@@ -211,13 +214,18 @@ class Admission:
         unfinished = [index for index in held if self._descriptors.output(index).payload_bytes == 0]
         return [index for index in unfinished if self._descriptors.deaths(index) == last]
 
-    def recover(self, dead_worker: int) -> int:
+    def recover(self, dead_worker: int) -> int | None:
         """Make orphans of a dead worker's batches and free what it held for none (supervisor).
 
         Returns:
-            How many batches now wait for another worker.
+            How many batches now wait for another worker; None if somebody else holds the lock. That may be a process
+            that was stopped, so whoever recovers comes again and does not wait: the program's calls wait for it.
         """
-        with self.lock():
+        try:
+            self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        try:
             compressing = self._compressing()
             for index in compressing:
                 if self._descriptors.worker(index) == dead_worker:
@@ -227,7 +235,9 @@ class Admission:
             orphans = [index for index in compressing if self._descriptors.worker(index) == ORPHAN]
             self._reclaim_stray(dead_worker, orphans)
             self._arena.memory.store_u64(at.ORPHANS_AT, len(orphans))
-        return len(orphans)
+            return len(orphans)
+        finally:
+            self._lock(fcntl.LOCK_UN)
 
     def _reclaim_stray(self, dead_worker: int, orphans: list[int]) -> None:
         """Free the dead worker's blocks that are in no orphan's chain.

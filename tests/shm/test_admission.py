@@ -230,6 +230,26 @@ def test_the_lock_excludes_other_processes_until_its_holder_lets_go_or_dies() ->
             try_lock()
 
 
+def test_recovery_does_not_wait_for_a_process_that_holds_the_lock_and_was_stopped() -> None:
+    with small_arena() as arena:
+        _sealed(SealingCoordinator(arena), b"x")
+        dead, supervisor = Admission(arena, 1), Admission(arena, SUPERVISOR)
+        assert dead.take() is not None
+        with subprocess.Popen(
+            [sys.executable, "-c", _HOLDER, str(arena.descriptor)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[arena.descriptor],
+            cwd=PROJECT,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.read(1) == b"x"
+            child.send_signal(signal.SIGSTOP)
+            assert supervisor.recover(1) is None
+            child.kill()
+        assert supervisor.recover(1) == 1
+
+
 # --- death at every step ------------------------------------------------------------------------------------
 
 
