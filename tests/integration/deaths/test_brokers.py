@@ -23,7 +23,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "request_timeout_ms": 5000,
     "max_block_ms": 120_000,
     "buffer_memory": "2MiB",
-    "linger_ms": 1,
+    "linger_ms": 5,
     "compression_type": "lz4",
 }
 
@@ -34,10 +34,10 @@ def sending(kafka: KafkaCluster, topic: str) -> Iterator[Stream]:
     kafka.create_topic(topic, PARTITIONS, replication_factor=3, config={"min.insync.replicas": "2"})
     with Producer(kafka.bootstrap_servers, **SETTINGS) as producer:
         stream = Stream(producer, topic, PARTITIONS, filling=b"x" * 200)
-        with stream.running(pause_s=0.0005):
-            stream.goes_on(500)
+        with stream.running(pause_s=0.001):
+            stream.goes_on(300)
             yield stream
-            stream.goes_on(500)
+            stream.goes_on(300)
     assert check(kafka, topic, stream.accepted) == stream.sent
 
 
@@ -66,7 +66,7 @@ def go_and_come_back(kafka: KafkaCluster, topic: str, stream: Stream, end: Calla
     broker = kafka.leader(topic, 0)
     end(broker)
     try:
-        stream.goes_on(1000)
+        stream.goes_on(300)
     finally:
         kafka.start(broker)
     await_sync(kafka, topic)

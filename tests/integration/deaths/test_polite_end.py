@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Any
 
@@ -17,9 +16,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 RECORDS = 10_000
 
 
-def check_ends_politely(
-    make_job: MakeJob, kafka: KafkaCluster, topic: str, *, everybody: bool = False, **spec: Any
-) -> None:
+def check_ends_politely(make_job: MakeJob, kafka: KafkaCluster, topic: str, **spec: Any) -> None:
     """The signal comes when everything lingers; the job ends with the code of its handler, and all is delivered."""
     kafka.create_topic(topic, 4)
     job = make_job(
@@ -35,9 +32,7 @@ def check_ends_politely(
     job.hear()
     job.say()
     assert job.hear()["open"] > 0
-    for child in job.children() if everybody else []:
-        os.kill(child.pid, signal.SIGTERM)
-    job.kill(signal.SIGTERM, group=everybody)
+    job.kill(signal.SIGTERM)
     assert job.process.wait(60) == 4
     job.await_gone()
     assert check(kafka, topic, {"t0": RECORDS}) == RECORDS
@@ -54,8 +49,3 @@ def test_sigterm_with_a_handler_that_raises_system_exit_and_nothing_that_closes(
     kafka: KafkaCluster, topic: str, make_job: MakeJob
 ) -> None:
     check_ends_politely(make_job, kafka, topic)
-
-
-def test_sigterm_of_every_process_at_once(kafka: KafkaCluster, topic: str, make_job: MakeJob) -> None:
-    """As a service manager sends it: the children do not end before the job has flushed."""
-    check_ends_politely(make_job, kafka, topic, everybody=True, **{"with": True})
