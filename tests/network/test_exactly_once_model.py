@@ -202,7 +202,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             self.all.bench.check_conservation(somebody_is_dead=self.all.network is None)
 
 
-ExactlyOnce.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+ExactlyOnce.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
 TestExactlyOnce = ExactlyOnce.TestCase
 
 
