@@ -241,6 +241,26 @@ def test_two_at_once_to_a_leader_that_knows_nothing_would_change_their_order(
         assert everybody.cluster.logs[0].values == ([b"b", b"a", b"b"] if eager else [b"a", b"b"])
 
 
+@pytest.mark.parametrize("limit", [5, 7])
+def test_more_at_once_than_brokers_remember_would_append_them_twice(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(batches, "_IDEMPOTENT_IN_FLIGHT", limit)
+    with idempotent_bench(partitions=PARTITIONS) as everybody:
+        node = everybody.target(0)
+        _seal(everybody, b"before")
+        everybody.round_trip()
+        values = [b"%d" % number for number in range(7)]
+        for value in values:
+            _seal(everybody, value)
+        for action in (everybody.send, lambda node: everybody.process(node, HEALTHY)):
+            for _ in values:
+                action(node)
+        everybody.cut(node, survive=0)
+        everybody.drain()
+        assert everybody.cluster.logs[0].values == [b"before", *values * (1 if limit == 5 else 2)]
+
+
 @pytest.mark.parametrize("fierce", [False, True])
 def test_what_the_model_leaves_out_would_append_a_batch_twice(fierce: bool) -> None:
     """No producer that goes on after it has given up a batch, which the broker has yet to append, can prevent it."""
