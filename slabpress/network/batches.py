@@ -120,7 +120,9 @@ class ArenaBatches:
         for output in self.arena.output_states.find_all(OUTPUT_IN_FLIGHT):
             if output not in held:
                 self.arena.output_states.store(output, OUTPUT_FREE)
-        # A batch that waits long, for its leader or for its pieces, may be older than the ring.
+        # From the states and not from the ring: a batch that waits long, for its leader or for its pieces, may be older
+        # than the ring, and of what a predecessor has followed any entry is overwritten by the next seal.
+        self._cursor = self.arena.seal_tail
         number = self._descriptors.seal_number
         under_way = [index for index in range(states.count) if states.load(index) in UNDER_WAY]
         self._older = sorted((number(index), index) for index in under_way if number(index) <= self._cursor)

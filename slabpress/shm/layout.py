@@ -117,14 +117,15 @@ SPLIT_CEILING_AT: Final = SPLIT_WANTED_AT + 4  # u32: how many were too many
 SPLIT_REFUSED_BYTES_AT: Final = SPLIT_CEILING_AT + 4  # u32: bytes of the last payload that was too large
 PIECE_RECORDS_AT: Final = SPLIT_REFUSED_BYTES_AT + 4  # u32, worker: how many the piece in the output buffers has
 PIECE_MAX_TIMESTAMP_AT: Final = PIECE_RECORDS_AT + 4  # i64 ms, worker
+PIECE_FIRST_AT: Final = PIECE_MAX_TIMESTAMP_AT + 8  # u32, worker: the batch's record that the piece begins with
 # Written by the network process before the first send (network/sequences.py); -1 before.
-BATCH_PRODUCER_ID_AT: Final = PIECE_MAX_TIMESTAMP_AT + 8  # i64
+BATCH_PRODUCER_ID_AT: Final = PIECE_FIRST_AT + 8  # i64
 BATCH_EPOCH_AT: Final = BATCH_PRODUCER_ID_AT + 8  # i32
 BATCH_SEQUENCE_AT: Final = BATCH_EPOCH_AT + 4  # i32: of the batch's first record
 BATCH_HEADER_AT: Final = BATCH_SEQUENCE_AT + 4  # the 61 bytes that precede the records on the wire
 BATCH_HEADER_BYTES: Final = 61
 TEXT_AT: Final = BATCH_HEADER_AT + 64  # UTF-8, the broker's words
-TEXT_BYTES: Final = 152
+TEXT_BYTES: Final = 144
 DESCRIPTOR_BYTES: Final = TEXT_AT + TEXT_BYTES  # six cache lines, so that every u64 word is aligned
 
 # --- topic entry --------------------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ from slabpress.shm.arena import Arena
 
 _SOURCE: Final = struct.Struct("<II")  # bytes, codec
 _COURSE: Final = struct.Struct("<IIII")  # first, wanted, ceiling, refused bytes
-_PIECE: Final = struct.Struct("<Iq")  # records, max timestamp
-_ALL: Final = struct.Struct("<IIIIIIIIq")
-_UNSPLIT: Final = _ALL.pack(NONE, 0, 0, 0, 0, 0, 0, 0, 0)
+_PIECE: Final = struct.Struct("<IqI")  # records, max timestamp, first
+_ALL: Final = struct.Struct("<IIIIIIIIqI")
+_UNSPLIT: Final = _ALL.pack(NONE, *(0,) * 9)
 # Above any count of records.
 _NO_CEILING: Final = 0xFFFF_FFFF
 
@@ -45,7 +45,7 @@ class Split(NamedTuple):
         wanted: how many records the next piece is to have.
         ceiling: how many were too many.
         refused_bytes: the length of the last payload that was too large.
-        piece_records, piece_max_timestamp_ms: what the piece in the output buffers has.
+        piece_records, piece_max_timestamp_ms, piece_first: what the piece in the output buffers has, and begins with.
     """
 
     source: int
@@ -57,6 +57,7 @@ class Split(NamedTuple):
     refused_bytes: int
     piece_records: int
     piece_max_timestamp_ms: int
+    piece_first: int = 0
 
     @property
     def is_split(self) -> bool:
@@ -105,14 +106,17 @@ class Splits:
         self._arena.memory.add_u64(at.SPLITS_AT, 1)
 
     def set_piece(self, index: int, records: int, max_timestamp_ms: int) -> None:
-        """What the piece in the output buffers has (worker)."""
-        _PIECE.pack_into(self._arena.view, self._at(index, at.PIECE_RECORDS_AT), records, max_timestamp_ms)
+        """What the piece in the output buffers has, from the first record without a result on (worker)."""
+        first = self.get(index).first
+        _PIECE.pack_into(self._arena.view, self._at(index, at.PIECE_RECORDS_AT), records, max_timestamp_ms, first)
 
     def go_on(self, index: int, *, delivered: bool) -> None:
         """Ask for the piece after the one that has its result (coordinator, while PARTIAL).
 
         After a success the next piece is twice as large, as long as that stays below what was too large. After a
         single record that was, nothing is known of the others: they start from one and double.
+
+        Doing it again changes nothing: whoever drains for a job that died may find it done.
         """
         split = self.get(index)
         records = split.piece_records
@@ -121,7 +125,7 @@ class Splits:
             wanted = 2 * records if 2 * records < ceiling else records
         else:
             ceiling, wanted = _NO_CEILING, records
-        course = split.first + records, wanted, ceiling, split.refused_bytes
+        course = split.piece_first + records, wanted, ceiling, split.refused_bytes
         _COURSE.pack_into(self._arena.view, self._at(index, at.SPLIT_FIRST_AT), *course)
 
     def drop_source(self, index: int) -> None:

@@ -11,7 +11,7 @@ from slabpress._native import NONE
 from slabpress.network.batches import ArenaBatches
 from slabpress.network.outcomes import Outcome
 from slabpress.network.queues import Batch
-from slabpress.shm.states import DONE, IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT, OUTPUT_READY, READY
+from slabpress.shm.states import DONE, FREE, IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT, OUTPUT_READY, READY
 from tests.network.rig import OLD_TIMESTAMP_MS, Record, Rig
 from tests.support.reference_batch import decode_batch
 
@@ -51,6 +51,22 @@ def test_follows_every_seal_once_in_order(rig: Rig, batches: ArenaBatches) -> No
     assert found[0].deadline_ns >= before + 1_000_000_000
     assert list(batches.follow()) == []
     assert one(rig, batches).queue is found[0].queue
+
+
+def test_a_successor_finds_what_is_older_than_the_ring_by_the_time_it_follows(rig: Rig, batches: ArenaBatches) -> None:
+    waiting = one(rig, batches)
+    successor = ArenaBatches(
+        0,
+        rig.arena,
+        {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
+    )
+    successor.take_over()
+    # What goes on meanwhile comes round the ring and overwrites the entry.
+    for _ in range(rig.arena.geometry.seal_ring_entries):
+        index = rig.send("t", 4, b"x")
+        rig.arena.outputs.mark(rig.descriptors.output(index).first_output, OUTPUT_FREE)
+        rig.arena.batch_states.store(index, FREE)
+    assert [batch.index for batch in successor.follow()] == [waiting.index]
 
 
 def test_follows_round_the_ring_many_times(rig: Rig, batches: ArenaBatches) -> None:

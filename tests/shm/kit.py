@@ -83,9 +83,9 @@ def make_writer(arena: Arena, batch_bytes: int = 1 << 30, largest_record_bytes: 
     )
 
 
-def open_batch(arena: Arena, descriptor: int = 0, partition: int = 0) -> OpenBatch:
-    """Open a batch in a descriptor."""
-    Descriptors(arena).open(descriptor, partition, time.monotonic_ns())
+def open_batch(arena: Arena, descriptor: int = 0, partition: int = 0, created_ns: int | None = None) -> OpenBatch:
+    """Open a batch in a descriptor; it was created now, unless it is said when."""
+    Descriptors(arena).open(descriptor, partition, time.monotonic_ns() if created_ns is None else created_ns)
     arena.batch_states.store(descriptor, OPEN)
     return OpenBatch(descriptor, partition)
 

@@ -86,6 +86,9 @@ def test_the_next_piece_is_twice_as_large_after_a_success_but_below_what_was_too
     assert (found.first, found.wanted, found.refused_bytes) == (piece, wanted, 700)
     assert found.ceiling == (ceiling if delivered else 0xFFFF_FFFF)
     splits.go_on(0, delivered=delivered)
+    assert splits.get(0) == found, "whoever takes over from a coordinator that died does it again"
+    splits.set_piece(0, piece, 5)
+    splits.go_on(0, delivered=delivered)
     assert splits.get(0).first == 2 * piece
 
 
@@ -116,7 +119,7 @@ def test_the_fields_touch_nothing_of_the_descriptors_others(arena: Arena) -> Non
     assert descriptors.result(1) == result
     assert descriptors.output(1) == Output(4, 3, 2, 1)
     assert bytes(descriptors.header(1)) == header
-    assert splits.get(1)[-2:] == (0xFFFF_FFFF, -1)
+    assert splits.get(1)[-3:] == (0xFFFF_FFFF, -1, 0)
 
 
 # --- how large the pieces are ---------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ class SplitBench:
         sealed: by seal number, the values of each batch that was ever sealed.
         partition_of: by seal number, where it goes.
         told: by seal number, what the coordinator was told.
+        now: the time in ns at which batches are created; None for the real one.
     """
 
     def __init__(self, arena: Arena, limit: int, workers: int = 1, codec: str = "none") -> None:
@@ -81,6 +82,7 @@ class SplitBench:
         self.sealed: dict[int, list[bytes]] = {}
         self.partition_of: dict[int, int] = {}
         self.told: defaultdict[int, list[Told]] = defaultdict(list)
+        self.now: int | None = None
 
     @property
     def network(self) -> Network:
@@ -95,7 +97,7 @@ class SplitBench:
         index = arena.batch_states.find(FREE)
         if index < 0:
             return None
-        batch = open_batch(arena, index, partition)
+        batch = open_batch(arena, index, partition, self.now)
         for place, value in enumerate(values):
             # Timestamps go up and down, so that each piece has a greatest of its own.
             if self.coordinator.writer.append(batch, None, value, None, stamp + place * 7 % 5) <= 0:
