@@ -319,7 +319,7 @@ class Queues:
         if queue.in_flight >= (1 if alone else queue.source.in_flight_limit):
             return
         if queue.out_of_step:
-            queue.out_of_step = False
+            queue.out_of_step, queue.known_until_ns = False, 0
             queue.source.begin_anew(queue)
         if queue.retry_at_ns > now:
             if not queue.retry_armed:

@@ -18,7 +18,6 @@ from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import Control
 from slabpress.shm.descriptors import Descriptors
-from slabpress.shm.shares import slab_shares
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     DONE,
@@ -76,7 +75,6 @@ class Accumulator:
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
         self._cursor = 0
-        self._shares = slab_shares(arena)
         self._seal_point = SealPoint(
             arena.memory, at.SEAL_TAIL_AT, arena.seal_ring, arena.batch_states, at.SEAL_NUMBER_AT
         )
@@ -87,7 +85,7 @@ class Accumulator:
         self.writer = RecordWriter(
             arena.memory,
             arena.slabs,
-            self._shares,
+            arena.slab_shares,
             SLAB_OPEN,
             arena.layout.descriptors,
             at.DESCRIPTOR_BYTES,
@@ -102,7 +100,7 @@ class Accumulator:
 
     def has_share(self, partition_index: int) -> bool:
         """Whether a topic-partition's leader holds its share of the slabs, and gets no more."""
-        return self._shares.over(partition_index)
+        return self._arena.slab_shares.over(partition_index)
 
     def next_call(self) -> int:
         """A number for one send_many() call."""

@@ -33,7 +33,6 @@ from slabpress._native import NONE
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Output
-from slabpress.shm.shares import output_shares
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     COMPRESSING,
@@ -64,7 +63,7 @@ class Admission:
         self._arena = arena
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
-        self._shares = output_shares(arena)
+        self._shares = arena.output_shares
         self._leave = arena.geometry.split_outputs
         self._worker = worker
 

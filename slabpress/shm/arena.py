@@ -14,6 +14,7 @@ from slabpress._native import Blocks, Memory, Words
 from slabpress.shm import layout as at
 from slabpress.shm.layout import Geometry, Layout, layout_of
 from slabpress.shm.segment import create_segment, map_segment
+from slabpress.shm.shares import output_shares, slab_shares
 from slabpress.shm.states import OUTPUT_FREE, SLAB_FREE
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Arena:
         seal_ring: u32 entries, descriptor indices in seal order.
         batch_states: state word of each batch.
         slabs, outputs: the block tables.
+        slab_shares, output_shares: which leaders' batches have their share of them.
     """
 
     def __init__(self, descriptor: int, mapping: mmap.mmap, geometry: Geometry) -> None:
@@ -62,6 +64,8 @@ class Arena:
             geometry.output_bytes,
             OUTPUT_FREE,
         )
+        self.slab_shares = slab_shares(self)
+        self.output_shares = output_shares(self)
         # Plain reads and writes of what a state word protects; dropped before the mapping is closed.
         self.view: memoryview = memoryview(mapping)
 

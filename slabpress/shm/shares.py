@@ -14,12 +14,14 @@ The network process says who leads a topic-partition, once its first batch was s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from slabpress._native import Blocks, Shares
 from slabpress.shm import layout as at
-from slabpress.shm.arena import Arena
 from slabpress.shm.states import COMPRESSING, IN_FLIGHT, OPEN, OVERSIZE, PARKED, PARTIAL, READY, SEALED
+
+if TYPE_CHECKING:
+    from slabpress.shm.arena import Arena
 
 _HOLDING_SLABS: Final = frozenset({OPEN, SEALED, PARKED, COMPRESSING})
 _HOLDING_OUTPUTS: Final = frozenset({COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PARTIAL})

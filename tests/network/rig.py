@@ -24,7 +24,6 @@ from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
 from slabpress.shm.descriptors import Descriptors, Output, Result
 from slabpress.shm.handover import ArenaGrant, Grant, pidfd_of_self
-from slabpress.shm.shares import slab_shares
 from slabpress.shm.states import (
     COMPRESSING,
     DONE,
@@ -119,7 +118,7 @@ class Rig:
         self._partition_indices: dict[tuple[str, int], int] = {}
         layout = self.arena.layout
         self._writer = RecordWriter(
-            self.arena.memory, self.arena.slabs, slab_shares(self.arena), SLAB_OPEN, layout.descriptors,
+            self.arena.memory, self.arena.slabs, self.arena.slab_shares, SLAB_OPEN, layout.descriptors,
             at.DESCRIPTOR_BYTES, at.COMMIT_AT, at.BASE_TIMESTAMP_AT, at.MAX_TIMESTAMP_AT, at.FIRST_SLAB_AT,
             at.SLAB_COUNT_AT,
             geometry.slab_bytes * slabs, geometry.slab_bytes * slabs,

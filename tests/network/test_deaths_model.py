@@ -122,7 +122,7 @@ class Deaths(RuleBasedStateMachine):
         self.all.network.life.left = EVER
         if len(self.dead) == WORKERS:
             self.bury()
-        self.drain = Drain([self.all.network.batches], self.all.bench.control)
+        self.drain = Drain([self.all.network.batches], self.all.bench.control, 0, 0)
 
     # The children.
 
@@ -213,7 +213,7 @@ class Deaths(RuleBasedStateMachine):
             self.all.bench.check_all_free()
             assert self.job.failed == 0
         else:
-            assert self.drain.is_finished
+            assert self.drain.is_finished(0)
         found = [log.values for log in self.all.cluster.logs]
         assert found == self.job.accepted
 

@@ -10,7 +10,7 @@ from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors
-from slabpress.shm.shares import output_shares, slab_shares
+from slabpress.shm.shares import output_shares
 from slabpress.shm.states import COMPRESSING, FREE, PARKED, READY, SEALED
 from slabpress.shm.topics import TopicTable
 from tests.shm.faults import Killed, Life, make_mortal
@@ -105,7 +105,7 @@ def test_partitions_without_a_leader_have_one_share_and_those_not_routed_yet_hav
 def test_slabs_are_shared_alike_and_one_that_holds_none_always_gets_some() -> None:
     with small_arena(slabs=20, outputs=20, batches=128) as arena:
         _route(arena, 1, 2)
-        coordinator, shares = SealingCoordinator(arena), slab_shares(arena)
+        coordinator, shares = SealingCoordinator(arena), arena.slab_shares
         for _ in range(16):
             assert not shares.over(STUCK)
             _seal(coordinator, STUCK)
@@ -122,7 +122,7 @@ def test_who_holds_nothing_may_take_the_last(  # a record that needs all of the 
 ) -> None:
     with small_arena(slabs=20, outputs=20, batches=128) as arena:
         _route(arena, 1, 2)
-        coordinator, shares = SealingCoordinator(arena), slab_shares(arena)
+        coordinator, shares = SealingCoordinator(arena), arena.slab_shares
         while arena.slabs.count_free() > 1:
             arena.slabs.claim(1, 1)
         assert not shares.over(HEALTHY)
@@ -134,7 +134,7 @@ def test_an_old_count_makes_nobody_wait() -> None:
     """Counting is paid for once in many decisions; only a verdict against a leader is always of this moment."""
     with small_arena(slabs=256, outputs=256, batches=512) as arena:
         _route(arena, 1, 2)
-        coordinator, shares = SealingCoordinator(arena), slab_shares(arena)
+        coordinator, shares = SealingCoordinator(arena), arena.slab_shares
         stuck = [_seal(coordinator, STUCK) for _ in range(203)]
         assert not shares.over(STUCK)
         stuck += [_seal(coordinator, STUCK) for _ in range(2)]
@@ -149,7 +149,7 @@ def test_an_old_count_makes_nobody_wait() -> None:
 def test_more_leaders_than_are_counted_apart_share_the_last_count() -> None:
     with small_arena(slabs=200, outputs=200, batches=400, partitions=100) as arena:
         _route(arena, *range(100))
-        coordinator, shares = SealingCoordinator(arena), slab_shares(arena)
+        coordinator, shares = SealingCoordinator(arena), arena.slab_shares
         number = 0
         while coordinator.seal(ONE_BLOCK, number % 100) is not None:
             number += 1
@@ -160,7 +160,7 @@ def test_more_leaders_than_are_counted_apart_share_the_last_count() -> None:
 
 def test_a_partition_that_is_none_is_an_error() -> None:
     with small_arena() as arena, pytest.raises(IndexError, match="partition 4 of 4"):
-        output_shares(arena).over(4)
+        arena.output_shares.over(4)
 
 
 def test_room_that_comes_while_batches_are_set_aside_lets_no_later_one_pass() -> None:
@@ -195,6 +195,8 @@ class Walk:
         self._arena = arena
         self._coordinator, self._descriptors = SealingCoordinator(arena), Descriptors(arena)
         self._workers = [Admission(arena, number) for number in range(3)]
+        for worker in self._workers:
+            worker._shares = output_shares(arena)
         self._ready: list[int] = []
         self.sealed: dict[int, list[int]] = {partition: [] for partition in range(4)}
         self.admitted: dict[int, list[int]] = {partition: [] for partition in range(4)}
