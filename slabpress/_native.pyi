@@ -60,6 +60,30 @@ class OpenBatch:
     closed: bool
     def __init__(self, descriptor: int, partition: int) -> None: ...
 
+class Shares:
+    def __init__(
+        self,
+        memory: Memory,
+        blocks: Blocks,
+        states: Words,
+        holding: int,
+        descriptors: int,
+        descriptor_bytes: int,
+        count_at: int,
+        partition_at: int,
+        seal_number_at: int,
+        partitions: int,
+        partition_bytes: int,
+        leader_at: int,
+        partition_count: int,
+        brokers_at: int,
+        step: int,
+        leave: int,
+    ) -> None: ...
+    def over(self, partition: int) -> bool: ...
+    def was_over(self, partition: int) -> bool: ...
+    def first_within(self, state: int) -> int: ...
+
 class RecordHandle:
     _batch: OpenBatch
     _index: int
@@ -104,10 +128,12 @@ class RecordWriter:
     stopped_at: int
     reserve: int
     wanted: int
+    held_back: int
     def __init__(
         self,
         memory: Memory,
         slabs: Blocks,
+        shares: Shares,
         open_state: int,
         descriptors: int,
         descriptor_bytes: int,

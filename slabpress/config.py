@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,7 @@ from slabpress.shm.layout import WORKERS_MAX
 from slabpress.units import format_bytes, parse_bytes
 
 CompressionType = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+MetadataRecovery = Literal["none", "rebootstrap"]
 
 _SIZES: Final = (
     "buffer_memory",
@@ -46,6 +47,8 @@ PIPELINE_SETTINGS: Final = (
     "reconnect_backoff_max_ms",
     "max_in_flight_requests_per_connection",
     "metadata_max_age_ms",
+    "metadata_recovery_strategy",
+    "metadata_recovery_rebootstrap_trigger_ms",
     "connections_max_idle_ms",
     "socket_connection_setup_timeout_ms",
     "send_buffer_bytes",
@@ -74,7 +77,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool,
         Meta(
             description="The brokers recognize what is sent twice, and keep the order (KIP-98). Needs acks=all, and is "
-            "off where acks is set to 0 or 1."
+            "off where acks is set to 0 or 1. Needs WRITE on a topic or IDEMPOTENT_WRITE on the cluster: batches "
+            "fail without, and later ones ask again."
         ),
     ] = True
     compression_type: Annotated[
@@ -116,6 +120,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 1024 * 1024
     metadata_max_age_ms: Annotated[
         int, Meta(ge=100, le=MAX_MILLISECONDS, description="Leaders and partition counts are asked for again.")
+    ] = 300_000
+    metadata_recovery_strategy: Annotated[
+        MetadataRecovery,
+        Meta(
+            description="Where every broker that is known has failed: rebootstrap asks bootstrap_servers again, their "
+            "names looked up anew (KIP-899); none goes on with the known ones."
+        ),
+    ] = "rebootstrap"
+    metadata_recovery_rebootstrap_trigger_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="With rebootstrap: after this long without metadata that is wanted, the known brokers are "
+            "given up, their connections too (KIP-1102)."
+        ),
     ] = 300_000
     connections_max_idle_ms: Annotated[
         int, Meta(ge=1000, le=MAX_MILLISECONDS, description="An unused connection is closed after this.")
@@ -179,6 +197,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if values.get("compression_type", "none") not in LEVELS:
             choices = ", ".join(list(LEVELS)[:-1]) + f" or {list(LEVELS)[-1]}"
             raise ConfigError(f"compression_type is {values['compression_type']!r}: it must be {choices}")
+        if values.get("metadata_recovery_strategy", "none") not in get_args(MetadataRecovery):
+            given = values["metadata_recovery_strategy"]
+            raise ConfigError(f"metadata_recovery_strategy is {given!r}: it must be rebootstrap or none")
         for name in _SIZES:
             if name in values:
                 values[name] = _size(name, values[name])

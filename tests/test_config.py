@@ -31,6 +31,8 @@ def test_defaults_are_kafkas_but_for_the_documented_ones() -> None:
     assert config.max_in_flight_requests_per_connection == 5
     assert config.max_request_size == 1 << 20
     assert config.metadata_max_age_ms == 300_000
+    assert config.metadata_recovery_strategy == "rebootstrap"
+    assert config.metadata_recovery_rebootstrap_trigger_ms == 300_000
     assert config.connections_max_idle_ms == 540_000
     assert config.buffer_memory == 64 << 20
     assert (config.batch_size, config.workers, config.slab_size, config.max_topic_partitions) == (0, 0, 0, 0)
@@ -131,6 +133,7 @@ _RANGES = {
     "max_in_flight_requests_per_connection": (1, 1000),
     "max_request_size": (1, 1 << 30),
     "metadata_max_age_ms": (100, MAX_MILLISECONDS),
+    "metadata_recovery_rebootstrap_trigger_ms": (0, MAX_MILLISECONDS),
     "connections_max_idle_ms": (1000, MAX_MILLISECONDS),
     "socket_connection_setup_timeout_ms": (1, MAX_MILLISECONDS),
     "send_buffer_bytes": (-1, 1 << 30),
@@ -151,6 +154,13 @@ _OUTER = {  # where another setting, not the range, bounds what was tried above
     "reconnect_backoff_ms": (0, MAX_MILLISECONDS),
     "reconnect_backoff_max_ms": (0, MAX_MILLISECONDS),
 }
+
+
+def test_the_recovery_of_metadata_is_one_of_kafkas_two() -> None:
+    assert Config.of("a:1", metadata_recovery_strategy="none").metadata_recovery_strategy == "none"
+    for value in ("REBOOTSTRAP", None, 3):
+        expected = f"metadata_recovery_strategy is {value!r}: it must be rebootstrap or none"
+        assert _refusal(metadata_recovery_strategy=value) == expected
 
 
 def test_every_numeric_setting_has_its_range_tested() -> None:

@@ -33,6 +33,7 @@ cdef class RecordWriter:
     Args:
         memory: the mapping.
         slabs: the slab table.
+        shares: who holds how many of them.
         open_state: state word of a slab in an open batch.
         descriptors: offset of the descriptor table.
         descriptor_bytes: size of one descriptor.
@@ -45,10 +46,13 @@ cdef class RecordWriter:
     Attributes:
         reserve: slabs that must stay free: those that threads ahead in line wait for.
         wanted: how many slabs the last record that needed any wanted.
+        held_back: the partition (its index) of the last record that needed a slab, if it got none because its
+            leader's batches hold their share; -1 if not.
     """
 
     cdef Memory memory
     cdef Blocks slabs
+    cdef Shares shares
     cdef uint32_t open_state
     cdef Py_ssize_t descriptors, descriptor_bytes
     cdef Py_ssize_t commit_at, base_timestamp_at, max_timestamp_at, first_slab_at, slab_count_at
@@ -58,13 +62,15 @@ cdef class RecordWriter:
     cdef readonly Py_ssize_t stopped_at
     cdef public Py_ssize_t reserve
     cdef public Py_ssize_t wanted
+    cdef public Py_ssize_t held_back
 
-    def __init__(self, Memory memory, Blocks slabs, uint32_t open_state, Py_ssize_t descriptors,
+    def __init__(self, Memory memory, Blocks slabs, Shares shares not None, uint32_t open_state, Py_ssize_t descriptors,
                  Py_ssize_t descriptor_bytes, Py_ssize_t commit_at, Py_ssize_t base_timestamp_at,
                  Py_ssize_t max_timestamp_at, Py_ssize_t first_slab_at, Py_ssize_t slab_count_at,
                  uint64_t batch_bytes, uint64_t largest_record_bytes):
         self.memory = memory
         self.slabs = slabs
+        self.shares = shares
         self.open_state = open_state
         self.descriptors = descriptors
         self.descriptor_bytes = descriptor_bytes
@@ -79,6 +85,7 @@ cdef class RecordWriter:
         self.stopped_at = 0
         self.reserve = 0
         self.wanted = 0
+        self.held_back = -1
 
     def append(self, OpenBatch batch not None, key, value, headers, timestamp_ms):
         """Append one record to ``batch``.
@@ -270,12 +277,16 @@ cdef class RecordWriter:
         return 0
 
     cdef bint extend(self, OpenBatch batch, Py_ssize_t total) except -1:
-        """Chain enough slabs to hold ``total`` more bytes; False, with nothing changed, if too few are free."""
+        """Chain enough slabs to hold ``total`` more bytes; False, with nothing changed, if there are none for it."""
         cdef Py_ssize_t block = self.slabs.block_bytes
         cdef Py_ssize_t wanted = (total - batch.room + block - 1) // block
         cdef uint32_t first
         cdef uint32_t *nexts
         self.wanted = wanted
+        self.held_back = -1
+        if self.shares.is_over(self.shares.leader_of(batch.fields)):
+            self.held_back = <Py_ssize_t>(<uint32_t *>(batch.fields + self.shares.partition_at))[0]
+            return False
         if self.reserve > 0 and self.slabs.free_blocks() < wanted + self.reserve:
             return False
         first = self.slabs.take(wanted, self.open_state)

@@ -15,6 +15,7 @@ from slabpress.shm.control import COORDINATOR
 
 if TYPE_CHECKING:
     from slabpress.network.loop import Loop
+    from slabpress.network.settings import NetworkSettings
     from slabpress.shm.handover import Child
 
 # While a dead job's records are delivered: how often is looked at what the coordinator would be rung for.
@@ -58,24 +59,24 @@ def main() -> int:
     while not child.must_end():
         loop.turn(child.idle_timeout_s)
     if not child.control.stopping and settings.orphan_drain:
-        drain_for(child, loop, settings.orphan_log)
+        drain_for(child, loop, settings)
     loop.close()
     return 0
 
 
-def drain_for(child: Child, loop: Loop, log: str) -> None:
+def drain_for(child: Child, loop: Loop, settings: NetworkSettings) -> None:
     """Deliver what the job had accepted; it is gone, and its children are nobody's any more."""
     from slabpress.network.drain import Drain, write_log
 
     job = child.control.pid(COORDINATOR)
     child.become_orphan()
     loop.forget(child.parent)
-    drain = Drain(loop.arenas.values(), child.control)
+    drain = Drain(loop.arenas.values(), child.control, settings.request_timeout_ms, time.monotonic_ns())
     drain.turn()
-    while not drain.is_finished:
+    while not drain.is_finished(time.monotonic_ns()):
         loop.turn(_DRAIN_TURN_S)
         drain.turn()
-    write_log(log, drain.words(job))
+    write_log(settings.orphan_log, drain.words(job))
     child.control.stop()
 
 

@@ -26,7 +26,13 @@ from slabpress.network.sequences import UNIDENTIFIED, Sequences
 from slabpress.results import DELIVERED
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Result
-from slabpress.shm.layout import BATCH_HEADER_BYTES, CONNECTIONS_MOST_AT, NETWORK_COUNTERS, NETWORK_COUNTERS_AT
+from slabpress.shm.layout import (
+    BATCH_HEADER_BYTES,
+    BROKERS_AT,
+    CONNECTIONS_MOST_AT,
+    NETWORK_COUNTERS,
+    NETWORK_COUNTERS_AT,
+)
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     DONE,
@@ -69,7 +75,7 @@ class ArenaBatches:
         in_flight_limit: batches of one topic-partition on the wire at a time. Brokers know the last 5 again; without
             sequences a second one could pass one that is tried again (librdkafka#1092).
         sequences: the sequences, for an idempotent producer.
-        refused_id: what its batches get where the cluster gives it no producer id.
+        refused_id: what its batches get while the cluster gives it no producer id (``refusal``).
         retired: its producer was closed: nothing of it is sent any more, nobody waits for a result.
         queues: for each partition index its queue, once it had a batch.
     """
@@ -86,6 +92,7 @@ class ArenaBatches:
         self.in_flight_limit = _IDEMPOTENT_IN_FLIGHT if self.idempotent else 1
         self.sequences = Sequences(arena)
         self.refused_id: Outcome | None = None
+        self._refused_until_ns = 0
         self.queues: list[PartitionQueue | None] = [None] * arena.geometry.partition_count
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
@@ -122,6 +129,16 @@ class ArenaBatches:
         """Send nothing of it any more; what is on the wire is nobody's business now."""
         self.retired = True
 
+    def refuse_id(self, outcome: Outcome, until_ns: int) -> None:
+        """There is no producer id, and until then none is asked for: what may be sent gets this outcome."""
+        self.refused_id, self._refused_until_ns = outcome, until_ns
+
+    def refusal(self, now: int) -> Outcome | None:
+        """What a batch that may be sent gets for want of a producer id; None: one is asked for, on its behalf."""
+        if now >= self._refused_until_ns:
+            self.refused_id = None
+        return self.refused_id
+
     @property
     def has_new_seals(self) -> bool:
         """Whether the coordinator sealed batches that were not followed yet."""
@@ -150,6 +167,8 @@ class ArenaBatches:
             # One name for all partitions of a topic: it may be 249 bytes long.
             queue = PartitionQueue(self, sys.intern(self.topics.name(topic_index)), number, sealed.partition_index)
             self.queues[sealed.partition_index] = queue
+            if not self.topics.is_routed(queue.index):
+                self.note_leader(queue)
         deadline_ns = sealed.created_ns + self.delivery_timeout_ms * 1_000_000
         return Batch(queue, index, seal_number, deadline_ns)
 
@@ -203,6 +222,14 @@ class ArenaBatches:
             checksum = crc32c(view, checksum)
         _HEADER_START.pack_into(header, 0, 0, batch.size - _BYTES_BEFORE_LENGTH_COUNTS, -1, _MAGIC, checksum)
         batch.parts = [header, *payload]
+
+    def note_leader(self, queue: PartitionQueue) -> None:
+        """Tell the others whose share of the arena the queue's batches are."""
+        self.topics.set_leader(queue.index, queue.leader)
+
+    def note_brokers(self, count: int) -> None:
+        """Tell the others how many brokers share the arena."""
+        self.arena.memory.store_u32(BROKERS_AT, count)
 
     def begin_anew(self, queue: PartitionQueue) -> None:
         """A topic-partition whose sequences the broker no longer follows: its batches get new ones."""

@@ -67,6 +67,7 @@ class Broker:
         last_error: why there is no connection, in words.
         retired: the cluster does not name it any more.
         established: how many connections became ready.
+        asked_at_ns: when it was last asked for metadata or a producer id.
     """
 
     def __init__(self, node: int, host: str, port: int, tools: Tools) -> None:
@@ -80,6 +81,7 @@ class Broker:
         self.last_error = ""
         self.retired = False
         self.established = 0
+        self.asked_at_ns = 0
         self._tools = tools
         self._transport: TcpTransport | None = None
         self._endpoints: deque[Endpoint] = deque()

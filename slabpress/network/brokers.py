@@ -1,12 +1,20 @@
-"""All brokers: those the cluster names, and the bootstrap servers that lead to them."""
+"""All brokers: those the cluster names, and the bootstrap servers that lead to them, and lead there again.
+
+When every broker that is known has failed, the bootstrap servers are next (KIP-899); the known ones are tried still,
+for they may only restart. ``start_over`` gives them up (KIP-1102). A name is looked up anew for every connection.
+With ``metadata_recovery_strategy=none`` the bootstrap servers are asked until brokers are known, and never again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from slabpress.network.broker import Broker, Tools
 from slabpress.network.resolver import split_address
 from slabpress.network.wire import BrokerAddress
+
+REBOOTSTRAP: Final = "rebootstrap"
 
 
 class Brokers:
@@ -18,6 +26,7 @@ class Brokers:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
+        self._may_return = tools.settings.metadata_recovery_strategy == REBOOTSTRAP
         self._known: dict[int, Broker] = {}
         # Brokers that the cluster no longer names, until their last request is answered.
         self._retired: list[Broker] = []
@@ -59,22 +68,43 @@ class Brokers:
                 broker.close(now)
         self._retired = [broker for broker in self._retired if broker.connection is not None]
 
+    @property
+    def may_start_over(self) -> bool:
+        """Whether there are brokers to be given up, and that is wanted."""
+        return self._may_return and bool(self._known)
+
+    def start_over(self, now: int) -> None:
+        """Give up every broker that is known, and its connection."""
+        known, self._known = self._known, {}
+        for broker in known.values():
+            broker.retired = True
+        for broker in known.values():
+            broker.close(now)
+
     def for_metadata(self, now: int) -> Broker | None:
-        """The ready broker with the least to do, None if none can be asked now."""
+        """The ready broker with the least to do, of equal ones who was not asked for longest; None if there is none.
+
+        One that takes requests and answers none would otherwise be asked again and again.
+        """
         ready = [broker for broker in self if broker.can_send(now) and not broker.retired]
-        return min(ready, key=lambda b: b.connection.in_flight if b.connection else 0, default=None)
+        return min(ready, key=lambda b: (b.connection.in_flight if b.connection else 0, b.asked_at_ns), default=None)
 
     def connect_any(self, now: int) -> None:
         """Try to reach somebody to ask: brokers before bootstrap servers, those that failed least first.
 
-        When every known broker has failed, the bootstrap servers have failed less and are next.
+        When every known broker has failed, the bootstrap servers have failed less and are next (KIP-899).
         """
         # One that failed before may be failing again, slowly: it does not keep others from being tried.
         if any(broker.is_ready or (broker.is_setting_up and not broker.failures) for broker in self):
             return
-        candidates = [broker for broker in self if broker.can_connect(now) and not broker.retired]
+        candidates = [broker for broker in self._reachable() if broker.can_connect(now)]
         if candidates:
             min(candidates, key=lambda b: (b.failures, b.node < 0)).connect(now)
+
+    def _reachable(self) -> list[Broker]:
+        """Who may be connected to for metadata."""
+        alone = self._known and not self._may_return
+        return [broker for broker in self if not broker.retired and not (alone and broker.node < 0)]
 
     @property
     def any_ready(self) -> bool:
@@ -88,7 +118,7 @@ class Brokers:
 
     def next_retry_ns(self) -> int | None:
         """When the next broker may be connected to."""
-        idle = [b.retry_at_ns for b in self if b.connection is None and not b.is_setting_up and not b.retired]
+        idle = [b.retry_at_ns for b in self._reachable() if b.connection is None and not b.is_setting_up]
         return min(idle, default=None)
 
     def bootstrap_report(self) -> str:

@@ -2,10 +2,10 @@
 
 When the job is killed its memory is not: the arenas are mapped by the workers and by this process. Open batches are
 sealed at their last complete record, which the commit word in the descriptor names; everything under way goes its usual
-way, until it has a result or its delivery timeout ends. What the coordinator would have done on the way this process
-does now: it seals, recovers what dead workers held, and asks for the next pieces of split batches. Nothing is restarted
-any more: without a worker left, what is not delivered is lost, and the log says so; without this process it is lost as
-well, the workers end, and nobody is there to say so.
+way, until it has a result or its delivery timeout ends; later than that nobody waits, whatever holds it up. What the
+coordinator would have done on the way this process does now: it seals, recovers what dead workers held, and asks for
+the next pieces of split batches. Nothing is restarted any more: without a worker left, what is not delivered is lost,
+and the log says so; without this process it is lost as well, the workers end, and nobody is there to say so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from slabpress._native import NONE
+from slabpress.network.backoff import NS_PER_MS
 from slabpress.network.batches import ArenaBatches
 from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
@@ -37,11 +38,15 @@ class Drain:
     Args:
         arenas: the arenas that there are.
         control: the control block.
+        request_timeout_ms: how long the last request may be unanswered after the last delivery timeout.
+        now: CLOCK_MONOTONIC in ns.
     """
 
-    def __init__(self, arenas: Iterable[ArenaBatches], control: Control) -> None:
+    def __init__(self, arenas: Iterable[ArenaBatches], control: Control, request_timeout_ms: int, now: int) -> None:
         self._arenas = list(arenas)
         self._control = control
+        longest_ms = max((arena.delivery_timeout_ms for arena in self._arenas), default=0)
+        self._until_ns = now + (longest_ms + request_timeout_ms) * NS_PER_MS
         self._before = self._counts()
         self._any_worker = True
         self._sealed = sum([seal_open_batches(arena.arena) for arena in self._arenas])
@@ -72,10 +77,9 @@ class Drain:
             splits.go_on(index, delivered=descriptors.result(index).code == _DELIVERED)
             arena.arena.batch_states.store(index, OVERSIZE)
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether nothing is under way any more, or nobody is left to compress what is."""
-        return not self._any_worker or self.batches_left == 0
+    def is_finished(self, now: int) -> bool:
+        """Whether nothing is under way any more, or nobody is left to compress what is, or it has taken too long."""
+        return not self._any_worker or now >= self._until_ns or self.batches_left == 0
 
     @property
     def batches_left(self) -> int:
@@ -86,7 +90,8 @@ class Drain:
     def words(self, job: int) -> str:
         """The one line for the log."""
         delivered, failed = (now - before for now, before in zip(self._counts(), self._before, strict=True))
-        lost = f", {self.batches_left} batches lost: no worker is left" if self.batches_left else ""
+        why = "their time is over" if self._any_worker else "no worker is left"
+        lost = f", {self.batches_left} batches lost: {why}" if self.batches_left else ""
         return (
             f"slabpress: job {job} ended without closing its producers: {delivered} records delivered after it, "
             f"{failed} failed ({self._sealed} batches were still open){lost}"

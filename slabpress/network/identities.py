@@ -1,4 +1,8 @@
-"""Producer ids: each idempotent producer asks the cluster for one, through any broker (KIP-98)."""
+"""Producer ids: each idempotent producer asks the cluster for one, through any broker (KIP-98).
+
+A refusal is not for ever, for permissions are given later and brokers are upgraded. What may be sent fails with it
+until the backoff has ended; what comes after that waits while the cluster is asked again.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from slabpress.network import outcomes
-from slabpress.network.backoff import Backoff
+from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.batches import ArenaBatches
 from slabpress.network.brokers import Brokers
 from slabpress.network.connection import InFlight
@@ -14,11 +18,14 @@ from slabpress.network.messages import (
     INIT_PRODUCER_ID,
     decode_init_producer_id,
     encode_init_producer_id,
+    error_name,
     is_retriable,
 )
 
 _UNSUPPORTED_VERSION: Final = 35
 _CLUSTER_AUTHORIZATION_FAILED: Final = 31
+# A refusal holds for so long at least: with no backoff at all, nothing would ever fail with it.
+_REFUSED_FOR_NS: Final = 100 * NS_PER_MS
 
 
 class IdentityContext(NamedTuple):
@@ -30,11 +37,12 @@ class IdentityContext(NamedTuple):
 class _Asking:
     """How far one arena is on its way to a producer id."""
 
-    __slots__ = ("failures", "in_flight", "not_before_ns")
+    __slots__ = ("failures", "in_flight", "last_error", "not_before_ns")
 
     def __init__(self) -> None:
         self.failures = 0
         self.in_flight = False
+        self.last_error = ""
         self.not_before_ns = 0
 
 
@@ -71,10 +79,11 @@ class Identities:
             broker = self._brokers.for_metadata(now)
             if broker is None or broker.connection is None:
                 return  # whoever wants metadata connects
+            broker.asked_at_ns = now
             version = broker.connection.versions.get(INIT_PRODUCER_ID)
             if version is None:
-                said = f"broker {broker.node} is older than 0.11"
-                self._arenas[number].refused_id = outcomes.no_producer_id(_UNSUPPORTED_VERSION, said)
+                remedy = f"use Kafka 0.11 or newer: {broker} has no InitProducerId"
+                self._refused(number, asking, _UNSUPPORTED_VERSION, remedy, now)
                 continue
             connection = broker.connection
             correlation_id = connection.next_id()
@@ -94,30 +103,41 @@ class Identities:
             WireError: it does not parse.
         """
         answer = decode_init_producer_id(request.version, frame)
-        asking, arena = self._asking.pop(context.arena, None), self._arenas.get(context.arena)
+        asking, arena = self._asking.get(context.arena), self._arenas.get(context.arena)
         if asking is None or arena is None:
             return answer.throttle_ms  # its producer was closed
         if answer.error == 0:
             arena.sequences.set_producer_id(answer.producer_id)
+            del self._asking[context.arena]
         elif is_retriable(answer.error):
-            self._again(context.arena, asking, now)
+            self._again(asking, error_name(answer.error), now)
         else:
             denied = answer.error == _CLUSTER_AUTHORIZATION_FAILED
-            said = "the client may not (IDEMPOTENT_WRITE on the cluster)" if denied else "the cluster refused"
-            arena.refused_id = outcomes.no_producer_id(answer.error, said)
+            remedy = "allow WRITE on a topic or IDEMPOTENT_WRITE on the cluster" if denied else "see the broker's log"
+            self._refused(context.arena, asking, answer.error, remedy, now)
         return answer.throttle_ms
 
-    def lost(self, context: IdentityContext, now: int) -> None:
+    def lost(self, context: IdentityContext, why: str, now: int) -> None:
         """The connection of a request was closed."""
         asking = self._asking.get(context.arena)
         if asking is not None:
-            self._again(context.arena, asking, now)
+            self._again(asking, why, now)
 
-    def _again(self, number: int, asking: _Asking, now: int) -> None:
+    def _again(self, asking: _Asking, why: str, now: int) -> None:
         asking.in_flight = False
+        asking.last_error = why
         asking.failures += 1
         asking.not_before_ns = now + self._backoff.delay_ns(asking.failures)
-        self._asking[number] = asking
+
+    def _refused(self, number: int, asking: _Asking, error: int, remedy: str, now: int) -> None:
+        self._again(asking, error_name(error), now)
+        asking.not_before_ns = max(asking.not_before_ns, now + _REFUSED_FOR_NS)
+        self._arenas[number].refuse_id(outcomes.no_producer_id(error, remedy), asking.not_before_ns)
+
+    def why_none(self, number: int) -> str:
+        """Why an arena has no producer id, as far as something went wrong; else empty."""
+        asking = self._asking.get(number)
+        return f"no producer id: {asking.last_error}" if asking is not None and asking.last_error else ""
 
     def forget(self, number: int) -> None:
         """The arena's producer was closed."""

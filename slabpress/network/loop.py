@@ -67,9 +67,7 @@ class Loop:
         self.queues = Queues()
         self.cluster = Cluster()
         self.brokers = Brokers(tools)
-        self.refresher = Refresher(
-            self.arenas, self.cluster, self.brokers, self.queues, settings.metadata_max_age_ms, retry_backoff
-        )
+        self.refresher = Refresher(self.arenas, self.cluster, self.brokers, self.queues, settings, retry_backoff)
         self.identities = Identities(self.arenas, self.brokers, retry_backoff)
         self.producing = Producing(settings, self.arenas, self.queues, self.cluster, retry_backoff, self._why_waiting)
 
@@ -102,9 +100,9 @@ class Loop:
             if any(_batches_of(gone, connection.outgoing()) for connection in connections):
                 continue
             self._leaving.remove(gone)
-            for connection in connections:
-                for batch in _batches_of(gone, connection.unanswered()):
-                    batch.parts = []  # views of the arena; the response will find nobody interested
+            for queue in gone.queues:
+                for batch in queue.on_wire if queue is not None else ():
+                    batch.parts = []  # views of the arena; the response, if one comes, will find nobody interested
             gone.queues.clear()
             self._child.let_go(gone.arena)
 
@@ -126,8 +124,8 @@ class Loop:
         for broker in self.brokers:
             broker.check(now)
         self.refresher.turn(now)
-        self.identities.turn(now)
         self._send(now)
+        self.identities.turn(now)  # after what is to be sent has shown for whom
         self._tell_others()
         if self._leaving:
             self._let_go()
@@ -172,8 +170,8 @@ class Loop:
     def _tell_others(self) -> None:
         """Wake who may go on because of what was done."""
         self._write_report()
-        if self.producing.finished:
-            self.producing.finished = 0
+        if self.producing.finished or self.queues.moved:
+            self.producing.finished, self.queues.moved = 0, False
             self._control.wake(COORDINATOR)
             self._control.wake_one_worker()
         if self.refresher.answered_topics:
@@ -214,6 +212,7 @@ class Loop:
         times = [
             self.queues.next_time_ns(),
             self.identities.next_time_ns(now),
+            self.refresher.give_up_at_ns(),
             *(broker.deadline_ns() for broker in self.brokers),
         ]
         schedule = self.refresher.schedule
@@ -240,6 +239,8 @@ class Loop:
             return f"metadata says {error_name(error)}"
         if queue.leader is None:
             return self.refresher.report() or "the partition has no leader"
+        if no_id := self.identities.why_none(queue.source.number):
+            return no_id
         broker = self.brokers.get(queue.leader)
         if broker is not None and broker.last_error:
             return f"leader {broker.node} at {broker}: {broker.last_error}"
@@ -292,7 +293,7 @@ class Loop:
             elif isinstance(request.context, MetadataContext):
                 self.refresher.lost(why, now)
             elif isinstance(request.context, IdentityContext):
-                self.identities.lost(request.context, now)
+                self.identities.lost(request.context, why, now)
         # With acks=0 a closed connection is the only way to hear that a leader has moved.
         deaf = any(arena.acks == 0 for arena in self.arenas.values())
         if (broker.last_error or deaf) and not broker.retired and broker.node >= 0:

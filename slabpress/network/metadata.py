@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 from uuid import UUID
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.wire import BrokerAddress, Leaders, MetadataAnswer, TopicMetadata
+
+# So many answers in a row with an older leader epoch are believed, as franz-go does it: brokers that lag behind are not
+# all that many, and an epoch that went back for good (a topic created again where there are no topic ids, an unclean
+# recovery) would leave the partition with a leader that is none, for ever.
+_REWINDS_MAX: Final = 5
 
 
 class Topic:
@@ -15,13 +21,15 @@ class Topic:
     Attributes:
         topic_id: its id, None where the cluster has none.
         leaders: the leaders of its partitions.
+        rewinds: how many answers in a row had an older leader epoch for one of them.
     """
 
-    __slots__ = ("leaders", "topic_id")
+    __slots__ = ("leaders", "rewinds", "topic_id")
 
-    def __init__(self, topic_id: UUID | None, leaders: Leaders) -> None:
+    def __init__(self, topic_id: UUID | None, leaders: Leaders, rewinds: int = 0) -> None:
         self.topic_id = topic_id
         self.leaders = leaders
+        self.rewinds = rewinds
 
 
 class Cluster:
@@ -36,30 +44,44 @@ class Cluster:
         self.brokers: dict[int, BrokerAddress] = {}
         self.topics: dict[str, Topic] = {}
 
-    def update(self, answer: MetadataAnswer) -> None:
-        """Take a Metadata response."""
+    def update(self, answer: MetadataAnswer) -> set[str]:
+        """Take a Metadata response; the topics that have another id than before: they were created again."""
         self.brokers = {broker.node: broker for broker in answer.brokers}
+        renewed = set()
         for topic in answer.topics:
-            if topic.error == 0:
-                self.topics[topic.name] = Topic(topic.topic_id, self._leaders(topic))
+            if topic.error:
+                continue
+            known = self.topics.get(topic.name)
+            # Its leader epochs begin anew as well.
+            if known is None or known.topic_id != topic.topic_id:
+                self.topics[topic.name] = Topic(topic.topic_id, topic.leaders)
+                renewed |= {topic.name} if known is not None else set()
+            else:
+                self.topics[topic.name] = self._newer(known, topic)
+        return renewed
 
-    def _leaders(self, topic: TopicMetadata) -> Leaders:
-        """The leaders of an answer, which is changed: where what is known is newer, that stays."""
+    @staticmethod
+    def _newer(known: Topic, topic: TopicMetadata) -> Topic:
+        """What is known now; the answer's leaders are changed: where what was known is newer, that stays."""
         leaders = topic.leaders
-        known = self.topics.get(topic.name)
-        # A topic that was deleted and created again starts its epochs anew; another id tells.
-        if known is not None and known.topic_id == topic.topic_id:
-            for partition, (epoch, before) in enumerate(zip(leaders.epochs, known.leaders.epochs, strict=False)):
-                # A broker that lags behind answers with an older epoch (KIP-320).
-                if -1 < epoch < before:
+        lags = False
+        for partition, (epoch, before) in enumerate(zip(leaders.epochs, known.leaders.epochs, strict=False)):
+            # A broker that lags behind answers with an older epoch (KIP-320).
+            if -1 < epoch < before:
+                lags = True
+                if known.rewinds < _REWINDS_MAX:
                     leaders.nodes[partition] = known.leaders.nodes[partition]
                     leaders.epochs[partition] = before
-        return leaders
+        return Topic(topic.topic_id, leaders, known.rewinds + 1 if lags and known.rewinds < _REWINDS_MAX else 0)
 
     def forget_all_but(self, topics: Iterable[str]) -> None:
         """Drop topics that nobody asks for any more."""
         kept = set(topics)
         self.topics = {name: topic for name, topic in self.topics.items() if name in kept}
+
+    def forget_brokers(self) -> None:
+        """Know no broker any more, and so no leader; a leader's epoch still tells old answers from new ones."""
+        self.brokers = {}
 
     def leader(self, topic: str, partition: int) -> int | None:
         """The node id of a partition's leader; None where none is known, or its address is not."""
@@ -79,10 +101,11 @@ class Cluster:
         known = self.topics.get(topic)
         if known is None or not 0 <= partition < len(known.leaders) or epoch <= known.leaders.epochs[partition]:
             return False
-        for broker in brokers:
-            self.brokers.setdefault(broker.node, broker)
+        addresses = {broker.node: broker for broker in brokers}
         if leader not in self.brokers:
-            return False
+            if leader not in addresses:
+                return False
+            self.brokers[leader] = addresses[leader]
         known.leaders.nodes[partition] = leader
         known.leaders.epochs[partition] = epoch
         return True

@@ -23,6 +23,8 @@ _FIRST_WITH_THROTTLE: Final = 3
 _FIRST_WITH_CLUSTER_ID: Final = 2
 _FIRST_WITH_OFFLINE_REPLICAS: Final = 5
 _FIRST_WITH_EPOCHS: Final = 7
+# Brokers before 2.4 tell wrong ones while partitions are reassigned (KAFKA-9212); Java's client ignores them as well.
+_FIRST_WITH_RELIABLE_EPOCHS: Final = 9
 _FIRST_WITH_TOPIC_OPERATIONS: Final = 8
 _WITH_CLUSTER_OPERATIONS: Final = (8, 9, 10)
 _FIRST_FLEXIBLE: Final = 9
@@ -254,7 +256,7 @@ def _leaders(reader: _Reader, version: int) -> Leaders:
         if not 0 <= number < count or nodes[number] != _UNSEEN:
             raise reader.wrong(f"partition {number} of {count}, or for the second time")
         nodes[number] = node if node >= 0 else NO_LEADER
-        if with_epochs and fields[3] >= 0:
+        if version >= _FIRST_WITH_RELIABLE_EPOCHS and fields[3] >= 0:
             epochs[number] = fields[3]
         reader.skip_int32s(lists)
         reader.skip_tags()

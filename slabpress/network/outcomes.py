@@ -29,7 +29,8 @@ _EXPLANATIONS: Final = {
     19: "fewer replicas are in sync than min.insync.replicas asks for",
     21: "the broker does not accept this value of acks",
     29: "no permission to write to the topic",
-    31: "no permission for this on the cluster",
+    # Kafka before 2.8 asks for it with every Produce request of an idempotent producer (KIP-679).
+    31: "no IDEMPOTENT_WRITE on the cluster; enable_idempotence=False goes without",
     32: "the timestamp is outside what the topic accepts",
     44: "the topic's policy refused it",
     87: "the broker refused a record",
@@ -111,11 +112,9 @@ def unsupported_zstd(version: int) -> Outcome:
     )
 
 
-def no_producer_id(error: int, said: str) -> Outcome:
+def no_producer_id(error: int, remedy: str) -> Outcome:
     """The outcome of an idempotent producer's batches where the cluster gives no producer id."""
-    name = error_name(error)
-    text = f"{name}: no producer id: {said}; enable_idempotence=False goes without"
-    return Outcome(error, text, is_retriable(error))
+    return Outcome(error, f"{error_name(error)}: no producer id; set enable_idempotence=False, or {remedy}")
 
 
 def no_common_version(node: int) -> Outcome:

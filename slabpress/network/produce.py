@@ -79,11 +79,12 @@ class Producing:
         self.finished = 0
 
     def send(self, node: int, connection: Connection, now: int) -> bool:
-        """Queue one Produce request to a broker on its connection; False if nothing can be sent to it."""
+        """Queue one Produce request to a broker on its connection; False if there is nothing for it any more."""
         version = connection.versions.get(PRODUCE)
+        finished = self.finished
         chosen = self._choose(node, version, now)
         if not chosen or version is None:
-            return False
+            return self.finished > finished  # what failed has others behind it
         arena = self._arena(chosen[0])
         for batch in chosen:
             self._arena(batch).make_bytes(batch)
@@ -127,8 +128,9 @@ class Producing:
                 continue
             arena = self._arena(batch)
             if arena.idempotent and arena.sequences.producer_id is None:
-                if arena.refused_id is not None:
-                    impossible.append((batch, arena.refused_id))
+                refusal = arena.refusal(now)
+                if refusal is not None:
+                    impossible.append((batch, refusal))
                 continue  # it is being asked for
             arena.measure(batch)
             if batch.codec == _ZSTD and version < FIRST_PRODUCE_WITH_ZSTD:
@@ -179,29 +181,27 @@ class Producing:
             elif outcomes.may_split(result) and batch.records > 1:
                 if batch.queue.is_first(batch):
                     self._split(batch, now)
-                else:
-                    # Its pieces would hold room that the one before it may need for pieces of its own (law 6).
-                    self._arena(batch).put_back(batch)
-                    self._queues.put_back(batch, now, now)
+                else:  # its pieces would hold the room that the pieces of one before it may need
+                    self._try_again(batch, error_name(result.error), now, at_once=True)
             elif self._arena(batch).idempotent and outcomes.is_out_of_step(result):
                 # With one before it that has no result yet, it came too early. If it is the first, the broker misses
                 # what nobody will send again: a batch that has expired or failed (KIP-360).
                 batch.queue.out_of_step |= batch.queue.is_first(batch)
-                self._try_again(batch, error_name(result.error), now)
+                self._try_again(batch, error_name(result.error), now, at_once=batch.failures == 0)
             elif outcomes.may_retry(result):
                 stale = stale or result.error in outcomes.STALE_METADATA
-                if result.leader >= 0:
-                    leaders_changed |= self._cluster.hint(
-                        batch.queue.topic,
-                        result.partition,
-                        result.leader,
-                        result.leader_epoch,
-                        answer.brokers,
-                    )
+                leaders_changed |= self._take_hint(batch.queue.topic, result, answer)
                 self._try_again(batch, error_name(result.error), now)
             else:
                 self._finish(batch, outcomes.refused(result, batch.size, batch.records), now)
         return Applied(answer.throttle_ms, stale, leaders_changed)
+
+    def _take_hint(self, topic: str, result: ProduceResult, answer: ProduceAnswer) -> bool:
+        """Take the leader that a result names, if it does; whether it is news."""
+        # The epoch of a topic of this name that is no more may be above all that are true.
+        if result.leader < 0 or result.topic not in (topic, self._cluster.topic_id(topic)):
+            return False
+        return self._cluster.hint(topic, result.partition, result.leader, result.leader_epoch, answer.brokers)
 
     @staticmethod
     def _pair(context: ProduceContext, answer: ProduceAnswer) -> list[tuple[Batch, ProduceResult]]:
@@ -230,6 +230,8 @@ class Producing:
                 self._try_again(batch, why, now)
 
     def _finish(self, batch: Batch, outcome: Outcome, now: int) -> None:
+        if outcome.code != DELIVERED and self._arena(batch).idempotent:
+            batch.queue.out_of_step = True  # its sequence was not appended, so what comes after it cannot be
         if self._arena(batch).finish_sent(batch, outcome):
             self._queues.done(batch, now)
         else:
@@ -247,11 +249,12 @@ class Producing:
         batch.failures = 0
         self._queues.put_back(batch, now, now)
 
-    def _try_again(self, batch: Batch, why: str, now: int) -> None:
+    def _try_again(self, batch: Batch, why: str, now: int, *, at_once: bool = False) -> None:
         self._arena(batch).put_back(batch)
         batch.failures += 1
         batch.last_error = why
-        self._queues.put_back(batch, now + self._backoff.delay_ns(batch.failures), now)
+        delay_ns = 0 if at_once else self._backoff.delay_ns(batch.failures)
+        self._queues.put_back(batch, now + delay_ns, now)
 
     def report_expired(self) -> None:
         """Give the batches whose delivery timeout ended their result."""

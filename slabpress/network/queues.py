@@ -36,6 +36,10 @@ class Source(Protocol):
         """Whether the batch's state is READY."""
         ...
 
+    def note_leader(self, queue: PartitionQueue) -> None:
+        """Take note of the queue's new leader."""
+        ...
+
     def begin_anew(self, queue: PartitionQueue) -> None:
         """Give the queue's batches new sequences; none of them is on the wire."""
         ...
@@ -149,12 +153,15 @@ class Queues:
         sendable: for each leader and arena number the queues whose head may be sent, in turn.
         leaderless: queues whose head waits for a leader.
         expired: batches whose delivery timeout ended while they were not on the wire, to be reported.
+        moved: some queue has another leader than before, since somebody set it to False: what the others may put into
+            the arena has changed.
     """
 
     def __init__(self) -> None:
         self.sendable: dict[int, dict[int, dict[PartitionQueue, None]]] = {}
         self.leaderless: dict[PartitionQueue, None] = {}
         self.expired: list[Batch] = []
+        self.moved = False
         self._unready: dict[int, dict[int, PartitionQueue]] = {}
         self._retries: list[tuple[int, int, PartitionQueue]] = []
         self._expiries: list[tuple[int, int, PartitionQueue]] = []
@@ -187,6 +194,8 @@ class Queues:
             self._withdraw(queue)
             queue.leader = leader
             queue.known_until_ns = 0
+            queue.source.note_leader(queue)
+            self.moved = True
             self._settle(queue, now)
 
     def heads(self, leader: int) -> Iterator[Batch]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
-from slabpress.network.backoff import Backoff
+from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.batches import ArenaBatches
 from slabpress.network.broker import Broker
 from slabpress.network.brokers import Brokers
 from slabpress.network.connection import InFlight
-from slabpress.network.messages import METADATA, encode_metadata
+from slabpress.network.messages import METADATA, encode_metadata, error_name
 from slabpress.network.metadata import Cluster, RefreshSchedule
 from slabpress.network.metadata_codec import decode_metadata
 from slabpress.network.queues import PartitionQueue, Queues
+from slabpress.network.settings import NetworkSettings
 from slabpress.network.wire import TopicMetadata, WireError
 
-_LEADER_NOT_AVAILABLE = 5
+_LEADER_NOT_AVAILABLE: Final = 5
+_REBOOTSTRAP_REQUIRED: Final = 129
 
 
 class MetadataContext:
@@ -29,7 +32,7 @@ class Refresher:
         arenas: whose topic tables ask and are answered.
         brokers: who may be asked.
         queues: whose queues are routed to the leaders.
-        max_age_ms: metadata is asked for again after this long.
+        settings: this process's: how old metadata may be, and when the known brokers are given up.
         backoff: between requests while something is missing.
 
     Attributes:
@@ -44,7 +47,7 @@ class Refresher:
         cluster: Cluster,
         brokers: Brokers,
         queues: Queues,
-        max_age_ms: int,
+        settings: NetworkSettings,
         backoff: Backoff,
     ) -> None:
         self._arenas = arenas
@@ -55,7 +58,9 @@ class Refresher:
         self._errors: dict[str, int] = {}
         self._failure = ""
         self.cluster = cluster
-        self.schedule = RefreshSchedule(max_age_ms, backoff)
+        self._give_up_after_ns = settings.metadata_recovery_rebootstrap_trigger_ms * NS_PER_MS
+        self._wanted_since_ns: int | None = None  # the time without metadata that is wanted (KIP-1102)
+        self.schedule = RefreshSchedule(settings.metadata_max_age_ms, backoff)
         self.answered_topics = 0
 
     def look(self, now: int) -> bool:
@@ -94,13 +99,19 @@ class Refresher:
         """Ask, or try to reach somebody to ask, if it is time."""
         if self._queues.leaderless:
             self.schedule.soon(now)
+        give_up_at_ns = self.give_up_at_ns()
+        if give_up_at_ns is not None and give_up_at_ns <= now and not self.schedule.in_flight:
+            self._start_over(now)
         if not self.schedule.is_due(now):
             return
         names = self._names()
         if not names:
             self.schedule.idle()
             self._failure = ""
+            self._wanted_since_ns = None
             return
+        if self._wanted_since_ns is None:
+            self._wanted_since_ns = now
         broker = self._brokers.for_metadata(now)
         if broker is None:
             self._brokers.connect_any(now)
@@ -124,6 +135,7 @@ class Refresher:
         for arena in self._arenas.values():
             arena.count("metadata_requests")
         self.schedule.sent()
+        broker.asked_at_ns = now
         broker.flush(now)
 
     def answered(self, request: InFlight, frame: bytes, now: int) -> int:
@@ -136,20 +148,43 @@ class Refresher:
         self.look(now)
         names = self._names()
         answer = decode_metadata(request.version, frame, names)
+        if answer.error == _REBOOTSTRAP_REQUIRED:
+            self._start_over(now)
         if answer.error or not answer.brokers:
-            # Version 13 may say REBOOTSTRAP_REQUIRED (KIP-1102): another server is asked then.
-            raise WireError(f"no metadata: error {answer.error}, {len(answer.brokers)} brokers")
+            said = error_name(answer.error) if answer.error else "it names no brokers"
+            raise WireError(f"no metadata: {said}")
         self._failure = ""
-        self.cluster.update(answer)
+        self._wanted_since_ns = None
+        renewed = self.cluster.update(answer)
         self.cluster.forget_all_but(names)
         self._brokers.update(self.cluster.brokers, now)
         self._errors = {topic.name: topic.error for topic in answer.topics if topic.error}
         for topic in answer.topics:
             self._tell(topic)
+        for arena in self._arenas.values():
+            arena.note_brokers(len(answer.brokers))
+        self._forget_leaders(renewed, now)
         self.route(now)
         complete = not self._errors and not self._queues.leaderless
         self.schedule.answered(now, complete=complete)
         return answer.throttle_ms
+
+    def give_up_at_ns(self) -> int | None:
+        """When the known brokers are given up, if no metadata comes before; None where that is not to be.
+
+        Whoever is being asked has until request_timeout_ms all the same.
+        """
+        if self._wanted_since_ns is None or not self._brokers.may_start_over:
+            return None
+        return self._wanted_since_ns + self._give_up_after_ns
+
+    def _start_over(self, now: int) -> None:
+        """Forget brokers and leaders, and go by the bootstrap servers again (KIP-1102)."""
+        if self._brokers.may_start_over:
+            self._wanted_since_ns = now
+            self._brokers.start_over(now)
+            self.cluster.forget_brokers()
+            self.route(now)
 
     def _tell(self, topic: TopicMetadata) -> None:
         """Answer for a topic in every arena that wants it."""
@@ -160,6 +195,13 @@ class Refresher:
             if index is not None:
                 arena.topics.set_answer(index, partitions or None, error)
                 self.answered_topics += 1
+
+    def _forget_leaders(self, topics: set[str], now: int) -> None:
+        """The log of a topic that was created again knows no sequences: as with a new leader, one batch goes first."""
+        for arena in self._arenas.values() if topics else ():
+            for queue in arena.queues:
+                if queue is not None and queue.topic in topics:
+                    self._queues.set_leader(queue, None, now)
 
     def route(self, now: int) -> None:
         """Give every queue the leader that is known now."""

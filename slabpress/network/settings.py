@@ -17,6 +17,8 @@ class NetworkSettings(NamedTuple):
     reconnect_backoff_max_ms: int
     max_in_flight_requests_per_connection: int
     metadata_max_age_ms: int
+    metadata_recovery_strategy: str
+    metadata_recovery_rebootstrap_trigger_ms: int
     socket_connection_setup_timeout_ms: int
     send_buffer_bytes: int
     receive_buffer_bytes: int

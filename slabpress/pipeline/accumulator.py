@@ -18,11 +18,13 @@ from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import Control
 from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.shares import slab_shares
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     DONE,
     FREE,
     OPEN,
+    PARKED,
     PARTIAL,
     REPORTING,
     SEALED,
@@ -74,6 +76,7 @@ class Accumulator:
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
         self._cursor = 0
+        self._shares = slab_shares(arena)
         self._seal_point = SealPoint(
             arena.memory, at.SEAL_TAIL_AT, arena.seal_ring, arena.batch_states, at.SEAL_NUMBER_AT
         )
@@ -84,6 +87,7 @@ class Accumulator:
         self.writer = RecordWriter(
             arena.memory,
             arena.slabs,
+            self._shares,
             SLAB_OPEN,
             arena.layout.descriptors,
             at.DESCRIPTOR_BYTES,
@@ -95,6 +99,10 @@ class Accumulator:
             plan.batch_bytes,
             plan.largest_record_bytes,
         )
+
+    def has_share(self, partition_index: int) -> bool:
+        """Whether a topic-partition's leader holds its share of the slabs, and gets no more."""
+        return self._shares.over(partition_index)
 
     def next_call(self) -> int:
         """A number for one send_many() call."""
@@ -203,11 +211,19 @@ class Accumulator:
     def relieve_pressure(self) -> None:
         """With no slab free: seal the fullest open batches, unless enough is on its way."""
         counts = self._arena.slab_states.tally(len(SLAB_STATES))
-        if counts[SLAB_SEALED] + counts[SLAB_COMPRESSING] > self._arena.geometry.slab_count // _ON_THEIR_WAY:
+        on_their_way = counts[SLAB_SEALED] + counts[SLAB_COMPRESSING] - self._parked_slabs()
+        if on_their_way > self._arena.geometry.slab_count // _ON_THEIR_WAY:
             return
         fullest = sorted(self._all_open(), key=lambda batch: batch.bytes, reverse=True)
         for batch in fullest[: max(1, len(fullest) // _SEALED_AT_ONCE)]:
             self.seal(batch)
+
+    def _parked_slabs(self) -> int:
+        """The slabs of batches that were set aside: they are on their way nowhere."""
+        if not self._arena.memory.load_u64(at.PARKED_AT):
+            return 0
+        parked = [self.batches[descriptor] for descriptor in self._arena.batch_states.find_all(PARKED)]
+        return sum(batch.slabs for batch in parked if batch is not None)
 
     def has_results(self) -> bool:
         """Whether ``take_done`` or ``partial`` would find a batch."""

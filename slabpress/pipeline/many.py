@@ -85,6 +85,8 @@ class Many:
                 self._accumulator.seal(batch)
                 return True
             self._accumulator.drop_if_empty(batch)
+            if self._partition is None and self._keys is None and self._sender.go_around(self._topic):
+                continue
             return self._next > before or None
 
     def _open(self, partition: int) -> bool:

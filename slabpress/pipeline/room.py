@@ -3,6 +3,9 @@
 A thread that found no free slab or descriptor joins the line and says how many slabs it needs. Whoever leaves as
 many free as those ahead of it need may go on, in line or not; so a large record is not overtaken for ever by small
 ones (the fairness of Kafka's BufferPool), and where there is room for all nobody waits for a switch of threads.
+A record whose leader's batches hold their share of the slabs (shm/shares.py) waits in the same line, but holds up
+nobody: it needs nothing as long as that lasts.
+
 Everything happens under the producer's lock, which a waiting thread releases, and with it the GIL.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from slabpress._native import Mutex
 
@@ -20,14 +24,20 @@ class Turn:
 
     Attributes:
         called: notified when there may be room.
-        need: the slabs it waits for, at least 1.
+        need: the slabs it waits for, at least 1; 0 while it is held back.
+        held_back: the partition (its index) whose leader has its share, -1 for none.
     """
 
-    __slots__ = ("called", "need")
+    __slots__ = ("called", "held_back", "need")
 
-    def __init__(self, lock: Mutex, need: int) -> None:
-        self.need = max(1, need)
+    def __init__(self, lock: Mutex, need: int, held_back: int = -1) -> None:
+        self.wants(need, held_back)
         self.called = threading.Condition(lock)  # type: ignore[arg-type] # Mutex has what a Condition needs
+
+    def wants(self, need: int, held_back: int) -> None:
+        """Say what it waits for now."""
+        self.need = max(1, need) if held_back < 0 else 0
+        self.held_back = held_back
 
 
 class RoomLine:
@@ -35,13 +45,15 @@ class RoomLine:
 
     Args:
         lock: the producer's lock; every method is called with it held.
+        has_share: whether the leader of a partition (its index) still has its share of the slabs.
 
     Attributes:
         turns: who waits, first to last; only for looking whether anybody does.
     """
 
-    def __init__(self, lock: Mutex) -> None:
+    def __init__(self, lock: Mutex, has_share: Callable[[int], bool]) -> None:
         self._lock = lock
+        self._has_share = has_share
         self.turns: deque[Turn] = deque()
 
     def join(self, turn: Turn) -> None:
@@ -68,9 +80,13 @@ class RoomLine:
         self.call_first()
 
     def call_first(self) -> None:
-        """There may be room now: call the first in line."""
-        if self.turns:
-            self.turns[0].called.notify()
+        """There may be room now: call the first in line, and of those before it who are held back no more."""
+        for turn in self.turns:
+            if turn.held_back < 0:
+                turn.called.notify()
+                return
+            if not self._has_share(turn.held_back):
+                turn.called.notify()
 
     def call_all(self) -> None:
         """Something other than room has changed (the producer failed or closed): call everybody."""

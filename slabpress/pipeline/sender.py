@@ -63,7 +63,7 @@ class Sender:
         topics: TopicRegistry,
     ) -> None:
         self.lock = lock
-        self.line = RoomLine(lock)
+        self.line = RoomLine(lock, accumulator.has_share)
         self._turns = self.line.turns
         self.fast_lane = FastLane(lock, accumulator.writer, topics.known, DeliveryHandle)
         self.refusal: Callable[[], SlabpressError] | None = None
@@ -158,7 +158,17 @@ class Sender:
                 self._accumulator.seal(batch)
                 continue
             self._accumulator.drop_if_empty(batch)
-            return None
+            if partition is not None or not self.go_around(topic):
+                return None
+
+    def go_around(self, topic: Topic) -> bool:
+        """Where the last record found its leader to have its share: keyless ones go to another's partition (KIP-794).
+
+        Returns:
+            Whether there is one.
+        """
+        held_back = self._writer.held_back
+        return held_back >= 0 and topic.stick_around(self._accumulator.has_share)
 
     def ring_for_linger(self) -> None:
         """Ring the coordinator, whose linger timer was off, for the only open batch's first record.
@@ -202,12 +212,13 @@ class Sender:
         try:
             while True:
                 self._writer.reserve, self._writer.wanted = self.line.needed_before(turn), 0
+                self._writer.held_back = -1
                 result = attempt()
                 if result is not None:
                     return result
                 if turn is None:
                     # Ask to be woken, then look once more: what was freed in between rang for nobody.
-                    turn = Turn(self.lock, self._writer.wanted)
+                    turn = Turn(self.lock, self._writer.wanted, self._writer.held_back)
                     self.line.join(turn)
                     topic.pinned += 1
                     self.fast_lane.reserved += turn.need
@@ -216,7 +227,7 @@ class Sender:
                     self._arena.memory.fence()
                     continue
                 # Its partition's batch may have been sealed meanwhile: the record now needs a slab more.
-                turn.need = max(1, self._writer.wanted)
+                turn.wants(self._writer.wanted, self._writer.held_back)
                 self.fast_lane.reserved = self.line.needed_before(None)
                 self._wait_in_line(turn, topic, deadline)
         finally:
@@ -234,8 +245,12 @@ class Sender:
     def _wait_in_line(self, turn: Turn, topic: Topic, deadline: float) -> None:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise BufferFullError(self._describe_full(topic))
-        self._accumulator.relieve_pressure()
+            held_back = turn.held_back
+            raise BufferFullError(
+                self._describe_full(topic) if held_back < 0 else self._describe_share(topic, held_back)
+            )
+        if turn.held_back < 0:
+            self._accumulator.relieve_pressure()
         self.line.wait(turn, min(remaining, _LOOK_AGAIN_S))
         self.check_usable()
 
@@ -266,6 +281,17 @@ class Sender:
             limit = f"the {self._plan.largest_record_bytes} bytes of slabs in buffer_memory: raise buffer_memory"
         return RecordTooLargeError(
             f"a record for topic {topic_name!r} takes {size} bytes encoded and uncompressed, more than {limit}"
+        )
+
+    def _describe_share(self, topic: Topic, partition_index: int) -> str:
+        leader = self._topics.leader(partition_index)
+        whose = "topic-partitions without a leader hold" if leader is None else f"broker {leader} leads hold"
+        slabs = self._arena.geometry.slab_count
+        return (
+            f"no room for a record to topic {topic.name!r} within max_block_ms={self._max_block_ms}: batches that "
+            f"{whose} their share of the {slabs} slabs in buffer_memory of {self._buffer_memory} bytes, "
+            f"{self._arena.slabs.count_free()} of which are left to other brokers. It takes records more slowly than "
+            "they are sent, or none: wait longer, raise buffer_memory, or look at that broker"
         )
 
     def too_large(self, topic: Topic) -> RecordTooLargeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from slabpress._native import TopicLanes
@@ -53,11 +54,30 @@ class Topic(TopicLanes):
             self.open.extend([None] * missing)
 
     def stick_elsewhere(self, rng: random.Random) -> None:
-        """Choose another partition for keyless records, at random."""
+        """Choose another partition for keyless records: of two at random, the one with fewer batches under way.
+
+        So a slow broker's partitions get fewer records (KIP-794), without a look at all the others.
+        """
         count = len(self.open)
         if count > 1:
-            step = rng.randrange(1, count)
-            self.sticky = (self.sticky + step) % count
+            here = self.sticky
+            some, other = ((here + rng.randrange(1, count)) % count for _ in range(2))
+            self.sticky = min(some, other, key=lambda partition: self.under_way.get(partition, 0))
+
+    def stick_around(self, has_share: Callable[[int], bool]) -> bool:
+        """Choose the next partition whose leader has not its share of the arena; False if there is none.
+
+        Args:
+            has_share: tells it of a partition's index.
+        """
+        count = len(self.open)
+        for step in range(1, count):
+            partition = (self.sticky + step) % count
+            index = self.partition_indices.get(partition)
+            if index is None or not has_share(index):
+                self.sticky = partition
+                return True
+        return False
 
 
 def check_topic_name(name: object) -> None:
@@ -190,6 +210,10 @@ class TopicRegistry:
                 topic.sticky = self._rng.randrange(partitions)
             topic.grow(partitions)
         return True
+
+    def leader(self, partition_index: int) -> int | None:
+        """The node id of a topic-partition's leader, as far as it has one that is known."""
+        return self._table.leader(partition_index)
 
     def partition_index(self, topic: Topic, partition: int) -> int:
         """The topic-partition's entry in the partition table, given at first use.

@@ -7,11 +7,16 @@ A batch that has to be split holds its output buffers until its pieces are sent,
 is behind it waits for it, perhaps with all other buffers; so ordinary batches leave ``split_outputs`` free, enough for
 one piece of any batch. Pieces may take those: each is sent as soon as it is compressed, and gives them back.
 
+A leader whose batches hold their share of the output buffers gets no more (shm/shares.py): its batches are PARKED, out
+of the ring, so that those behind them are admitted. Parked ones that may be admitted go first, in seal order, so a
+topic-partition's batches are admitted in seal order all the same; otherwise later ones could hold all the room that
+the first one waits for.
+
 The lock is the operating system's record lock on one byte of the arena's file: the kernel releases it when its
 holder dies, so whoever takes it next must be ready to find any prefix of ``_admit``'s steps done:
 
     1. output buffers FILLING, in no batch's chain    recover frees them
-    2. batch COMPRESSING, head not yet moved          the next holder moves the head on
+    2. batch COMPRESSING or PARKED, head not yet moved    the next holder moves the head on
 
 A worker may also die after it published a batch and before it freed the batch's slabs: recover frees those.
 """
@@ -28,6 +33,7 @@ from slabpress._native import NONE
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Output
+from slabpress.shm.shares import output_shares
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     COMPRESSING,
@@ -35,6 +41,7 @@ from slabpress.shm.states import (
     OUTPUT_FILLING,
     OUTPUT_FREE,
     OVERSIZE,
+    PARKED,
     SEALED,
     SLAB_COMPRESSING,
     SLAB_FREE,
@@ -57,6 +64,8 @@ class Admission:
         self._arena = arena
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
+        self._shares = output_shares(arena)
+        self._leave = arena.geometry.split_outputs
         self._worker = worker
 
     @contextlib.contextmanager
@@ -77,15 +86,21 @@ class Admission:
         index = self._next_oversize()
         if index is not None and free >= self._outputs_needed(index):
             return True
-        head = arena.seal_head
-        if head == arena.seal_tail:
-            return False
-        return free >= self._outputs_needed(arena.sealed_at(head)) + arena.geometry.split_outputs
+        index = self._next_parked()
+        if index is None:
+            head = arena.seal_head
+            if head == arena.seal_tail:
+                return False
+            index = arena.sealed_at(head)
+            if self._shares.over(self._descriptors.sealed(index).partition_index):
+                return True  # it is to be set aside
+        return free >= self._outputs_needed(index) + self._leave
 
     def take(self) -> int | None:
         """Be admitted to the next batch: its descriptor index, or None while there is none or no room."""
         arena = self._arena
-        nothing_sealed = arena.seal_head == arena.seal_tail and not arena.memory.load_u64(at.ORPHANS_AT)
+        waiting = (at.ORPHANS_AT, at.PARKED_AT)
+        nothing_sealed = arena.seal_head == arena.seal_tail and not any(map(arena.memory.load_u64, waiting))
         if nothing_sealed and self._next_oversize() is None:
             return None
         with self.lock():
@@ -124,22 +139,51 @@ class Admission:
         return max(1, -(-raw_bytes // self._arena.outputs.block_bytes))
 
     def _admit(self) -> int | None:
+        """Be admitted to the batch that was sealed first, of those whose leader may have more; None for no room."""
         arena = self._arena
+        parked = self._next_parked()
+        index = self._next_in_ring() if parked is None else parked
+        if index is None or not self._claim(index, leave=self._leave):
+            return None
+        arena.slabs.mark(self._descriptors.sealed(index).first_slab, owned(SLAB_COMPRESSING, self._worker))
+        if parked is None:
+            arena.memory.store_u64(at.SEAL_HEAD_AT, self._descriptors.seal_number(index))
+        else:
+            arena.memory.store_u64(at.PARKED_AT, len(arena.batch_states.find_all(PARKED)))
+        return index
+
+    def _next_parked(self) -> int | None:
+        """The first of the batches that were set aside and need not be any more."""
+        if not self._arena.memory.load_u64(at.PARKED_AT):
+            return None
+        index = self._shares.first_within(PARKED)
+        return index if index >= 0 else None
+
+    def _next_in_ring(self) -> int | None:
+        """The ring's first batch, after those that are to be set aside.
+
+        Where some are, all are judged by one count: a later batch of a topic-partition must not pass an earlier one.
+        """
+        arena = self._arena
+        has_share = self._shares.was_over if arena.memory.load_u64(at.PARKED_AT) else self._shares.over
         head = arena.seal_head
         while head != arena.seal_tail:
             index = arena.sealed_at(head)
             # A state alone does not tell: the descriptor may be in use again, sealed with a later number.
             if arena.batch_states.load(index) == SEALED and self._descriptors.seal_number(index) == head + 1:
-                break
-            head += 1  # its admitter died between step 2 and the head
+                if not has_share(self._descriptors.sealed(index).partition_index):
+                    return index
+                self._park(index)
+                has_share = self._shares.was_over
+            head += 1  # it was set aside, or its admitter died between step 2 and the head
             arena.memory.store_u64(at.SEAL_HEAD_AT, head)
-        else:
-            return None
-        if not self._claim(index, leave=arena.geometry.split_outputs):
-            return None
-        arena.slabs.mark(self._descriptors.sealed(index).first_slab, owned(SLAB_COMPRESSING, self._worker))
-        arena.memory.store_u64(at.SEAL_HEAD_AT, head + 1)
-        return index
+        return None
+
+    def _park(self, index: int) -> None:
+        """Set a batch aside. The count comes first: too high a count costs a look, too low a one the batch."""
+        arena = self._arena
+        arena.memory.store_u64(at.PARKED_AT, len(arena.batch_states.find_all(PARKED)) + 1)
+        arena.batch_states.store(index, PARKED)
 
     def _adopt_orphan(self) -> int | None:
         """Take over a batch whose worker died; it still holds its slabs and its output buffers."""

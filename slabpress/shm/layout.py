@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 MAGIC: Final = 0x534C_4142_5052_4553  # "SLABPRES"
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 PAGE_BYTES: Final = 4096
 LINE_BYTES: Final = 64
 
@@ -39,11 +39,13 @@ TOPICS_WANTED_AT: Final = ROOM_WANTED_AT + 8
 # Line 3, written by the holder of the admission lock.
 SEAL_HEAD_AT: Final = 3 * LINE_BYTES
 ORPHANS_AT: Final = SEAL_HEAD_AT + 8
+PARKED_AT: Final = ORPHANS_AT + 8  # u64: batches that were set aside, or a few more
 # Line 4, written by the network process.
 METADATA_VERSION_AT: Final = 4 * LINE_BYTES
 REPORT_LENGTH_AT: Final = METADATA_VERSION_AT + 8
 PRODUCER_ID_PLUS_ONE_AT: Final = REPORT_LENGTH_AT + 16  # u64, 0 for none: the arena's id (InitProducerId)
 SPLITS_AT: Final = REPORT_LENGTH_AT + 8  # u64: how often a broker found a batch, or a piece of one, too large
+BROKERS_AT: Final = PRODUCER_ID_PLUS_ONE_AT + 8  # u32: how many the cluster has, as far as is known
 # Counters: one line of u64 for the coordinator, two for the network process.
 COORDINATOR_COUNTERS_AT: Final = 5 * LINE_BYTES
 NETWORK_COUNTERS_AT: Final = 6 * LINE_BYTES
@@ -143,7 +145,11 @@ PARTITION_NUMBER_AT: Final = PARTITION_TOPIC_AT + 4  # u32, coordinator
 PRODUCER_ID_AT: Final = PARTITION_NUMBER_AT + 4  # i64
 PRODUCER_EPOCH_AT: Final = PRODUCER_ID_AT + 8  # i32
 NEXT_SEQUENCE_AT: Final = PRODUCER_EPOCH_AT + 4  # i32
+LEADER_AT: Final = NEXT_SEQUENCE_AT + 4  # u32: LEADER_UNKNOWN, LEADER_NONE, or LEADER_FIRST + its node id
 PARTITION_BYTES: Final = 32
+LEADER_UNKNOWN: Final = 0
+LEADER_NONE: Final = 1
+LEADER_FIRST: Final = 2
 
 
 class Geometry(NamedTuple):

@@ -6,7 +6,9 @@ admission lock, N the network process. While a state lasts, its owner alone may 
     batch        owner  leaves to           what the owner does
     FREE         C      OPEN                claims it for a topic-partition
     OPEN         C      SEALED, FREE        appends records; FREE when it closes without one
-    SEALED       A      COMPRESSING         claims its output buffers, in seal order (laws 4 and 6)
+    SEALED       A      COMPRESSING, PARKED    claims its output buffers, in seal order (laws 4 and 6), or sets it
+                                            aside while its leader has its share of them (shm/shares.py)
+    PARKED       A      COMPRESSING         claims its output buffers, before any SEALED one
     COMPRESSING  W      READY               fills the output buffers, then frees the slabs (law 7)
     READY        N      IN_FLIGHT, DONE     sends it; DONE when it expires first
     IN_FLIGHT    N      READY, DONE, OVERSIZE, PARTIAL    READY to try again, DONE with a result, OVERSIZE if it
@@ -46,6 +48,7 @@ DONE: Final = 6
 REPORTING: Final = 7
 OVERSIZE: Final = 8
 PARTIAL: Final = 9
+PARKED: Final = 10
 BATCH_STATES: Final = (
     "free",
     "open",
@@ -57,13 +60,15 @@ BATCH_STATES: Final = (
     "reporting",
     "oversize",
     "partial",
+    "parked",
 )
 # Sealed, and without a result: what a network process that takes over has to do with.
-UNDER_WAY: Final = frozenset({SEALED, COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PARTIAL})
+UNDER_WAY: Final = frozenset({SEALED, PARKED, COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PARTIAL})
 BATCH_TRANSITIONS: Final[dict[int, frozenset[int]]] = {
     FREE: frozenset({OPEN}),
     OPEN: frozenset({SEALED, FREE}),
-    SEALED: frozenset({COMPRESSING}),
+    SEALED: frozenset({COMPRESSING, PARKED}),
+    PARKED: frozenset({COMPRESSING}),
     COMPRESSING: frozenset({READY}),
     READY: frozenset({IN_FLIGHT, DONE}),
     IN_FLIGHT: frozenset({READY, DONE, OVERSIZE, PARTIAL}),

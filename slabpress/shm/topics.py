@@ -104,10 +104,35 @@ class TopicTable:
     def set_partition(self, index: int, topic_index: int, number: int) -> None:
         """Give a topic-partition its index (coordinator, before its first batch is sealed)."""
         struct.pack_into(
-            "<IIqii", self._arena.view, self._partition(index, at.PARTITION_TOPIC_AT), topic_index, number, -1, -1, 0
+            "<IIqiiI",
+            self._arena.view,
+            self._partition(index, at.PARTITION_TOPIC_AT),
+            topic_index,
+            number,
+            -1,
+            -1,
+            0,
+            at.LEADER_UNKNOWN,
         )
 
     def partition(self, index: int) -> tuple[int, int]:
         """(topic index, partition number) of a partition index."""
         topic, number = struct.unpack_from("<II", self._arena.view, self._partition(index, at.PARTITION_TOPIC_AT))
         return topic, number
+
+    def set_leader(self, index: int, node: int | None) -> None:
+        """Say who leads a topic-partition, None for nobody (network process)."""
+        word = at.LEADER_NONE if node is None else at.LEADER_FIRST + node
+        self._arena.memory.store_u32(self._partition(index, at.LEADER_AT), word)
+
+    def is_routed(self, index: int) -> bool:
+        """Whether it was ever said who leads a topic-partition."""
+        return self._leader(index) != at.LEADER_UNKNOWN
+
+    def leader(self, index: int) -> int | None:
+        """The node id of a topic-partition's leader; None for nobody, or if that is not known."""
+        word = self._leader(index)
+        return word - at.LEADER_FIRST if word >= at.LEADER_FIRST else None
+
+    def _leader(self, index: int) -> int:
+        return self._arena.memory.load_u32(self._partition(index, at.LEADER_AT))

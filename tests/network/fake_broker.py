@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import io
+import itertools
 import socket
 import struct
 import threading
@@ -19,7 +20,13 @@ from kio.serial import entity_reader, entity_writer
 PRODUCE: Final = 0
 METADATA: Final = 3
 API_VERSIONS: Final = 18
-_NAMES: Final = {PRODUCE: "produce", METADATA: "metadata", API_VERSIONS: "api_versions"}
+INIT_PRODUCER_ID: Final = 22
+_NAMES: Final = {
+    PRODUCE: "produce",
+    METADATA: "metadata",
+    API_VERSIONS: "api_versions",
+    INIT_PRODUCER_ID: "init_producer_id",
+}
 NO_TIME: Final = datetime.timedelta(0)
 
 
@@ -66,7 +73,7 @@ class FakeBroker:
     Args:
         topics: partition count of each topic.
         topic_ids: the ids that Metadata gives, none by default.
-        versions: (lowest, highest) of each API, over the defaults.
+        versions: (lowest, highest) of each API, over the defaults; (0, -1) for one that it has not.
         port: where to listen, 0 for any.
 
     Attributes:
@@ -78,6 +85,9 @@ class FakeBroker:
         advertised: the port that Metadata names for this broker, 0 for its own.
         throttle_ms: in the next Produce answers.
         silent: Produce requests are read and not answered.
+        metadata_error: of the next Metadata answers, as far as their version has one.
+        topic_errors: of topics in Metadata, over what is known of them.
+        init_error: of the next InitProducerId answers. There are none for brokers without it in ``versions``.
         hooks: for each API a function that may give whole frames instead of the usual answer; None: no answer.
     """
 
@@ -91,7 +101,8 @@ class FakeBroker:
     ) -> None:
         self.topics = topics
         self.topic_ids = topic_ids or {}
-        self.versions = {PRODUCE: (0, 13), METADATA: (0, 13), API_VERSIONS: (0, 4), **(versions or {})}
+        usual = {PRODUCE: (0, 13), METADATA: (0, 13), API_VERSIONS: (0, 4), INIT_PRODUCER_ID: (0, 5)}
+        self.versions = {api: known for api, known in {**usual, **(versions or {})}.items() if known[1] >= 0}
         self.asked: list[Asked] = []
         self.on_produce: Callable[[str, int], PartitionAnswer] = lambda _topic, _partition: PartitionAnswer()
         self.leaders: dict[tuple[str, int], int] = {}
@@ -100,8 +111,12 @@ class FakeBroker:
         self.advertised = 0
         self.throttle_ms = 0
         self.silent = False
+        self.metadata_error = 0
+        self.topic_errors: dict[str, int] = {}
+        self.init_error = 0
         self.hooks: dict[int, Callable[[Asked], bytes | None]] = {}
         self.connections = 0
+        self._producer_ids = itertools.count(1000)
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
@@ -143,6 +158,10 @@ class FakeBroker:
         """The Produce requests so far."""
         return [asked for asked in self.asked if asked.api == PRODUCE]
 
+    def count(self, api: int) -> int:
+        """How many requests of an API there were so far."""
+        return sum(asked.api == api for asked in self.asked)
+
     def records(self) -> list[tuple[str | UUID, int, bytes]]:
         """(topic or its id, partition, batch) of everything produced so far."""
         return [
@@ -179,15 +198,19 @@ class FakeBroker:
     def _answer(self, frame: bytes, number: int) -> bytes | None:
         api, version, correlation_id, length = struct.unpack(">hhih", frame[:10])
         request = schema(api, version, "request")
-        header = request.__dict__[f"{_NAMES[api].title().replace('_', '')}Request"].__header_schema__
-        _, used = entity_reader(header)(frame, 0)
         kind = request.__dict__[f"{_NAMES[api].title().replace('_', '')}Request"]
+        _, used = entity_reader(kind.__header_schema__)(frame, 0)
         body, _ = entity_reader(kind)(frame, used)
         asked = Asked(api, version, correlation_id, frame[10 : 10 + length].decode(), body, number)
         self.asked.append(asked)
         if api in self.hooks:
             return self.hooks[api](asked)
-        usual = {PRODUCE: self._produce, METADATA: self.metadata, API_VERSIONS: self.api_versions}
+        usual = {
+            PRODUCE: self._produce,
+            METADATA: self.metadata,
+            API_VERSIONS: self.api_versions,
+            INIT_PRODUCER_ID: self.init_producer_id,
+        }
         return usual[api](asked)
 
     def frame(self, asked: Asked, body: Any) -> bytes:
@@ -210,6 +233,19 @@ class FakeBroker:
             build(module.ApiVersionsResponse, error_code=ErrorCode.none, api_keys=keys, throttle_time=NO_TIME),
         )
 
+    def init_producer_id(self, asked: Asked) -> bytes:
+        """The usual answer to InitProducerId: an id, or ``init_error``."""
+        module = schema(INIT_PRODUCER_ID, asked.version, "response")
+        granted = self.init_error == 0
+        body = build(
+            module.InitProducerIdResponse,
+            throttle_time=NO_TIME,
+            error_code=ErrorCode(self.init_error),
+            producer_id=next(self._producer_ids) if granted else -1,
+            producer_epoch=0 if granted else -1,
+        )
+        return self.frame(asked, body)
+
     def metadata(self, asked: Asked) -> bytes:
         """The usual answer to Metadata."""
         module = schema(METADATA, asked.version, "response")
@@ -225,12 +261,12 @@ class FakeBroker:
             controller_id=1,
             topics=tuple(self._topic(module, topic.name) for topic in asked.body.topics),
             cluster_authorized_operations=-1,
-            error_code=ErrorCode.none,
+            error_code=ErrorCode(self.metadata_error),
         )
         return self.frame(asked, body)
 
     def _topic(self, module: Any, name: str) -> Any:
-        known = name in self.topics
+        error = self.topic_errors.get(name, 0 if name in self.topics else ErrorCode.unknown_topic_or_partition)
         partitions = tuple(
             build(
                 module.MetadataResponsePartition,
@@ -242,11 +278,11 @@ class FakeBroker:
                 isr_nodes=(1,),
                 offline_replicas=(),
             )
-            for partition in range(self.topics.get(name, 0))
+            for partition in range(0 if error else self.topics[name])
         )
         return build(
             module.MetadataResponseTopic,
-            error_code=ErrorCode.none if known else ErrorCode.unknown_topic_or_partition,
+            error_code=ErrorCode(error),
             name=name,
             topic_id=self.topic_ids.get(name),
             is_internal=False,

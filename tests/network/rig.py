@@ -24,6 +24,7 @@ from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
 from slabpress.shm.descriptors import Descriptors, Output, Result
 from slabpress.shm.handover import ArenaGrant, Grant, pidfd_of_self
+from slabpress.shm.shares import slab_shares
 from slabpress.shm.states import (
     COMPRESSING,
     DONE,
@@ -51,6 +52,8 @@ SETTINGS: Final[dict[str, Any]] = {
     "reconnect_backoff_max_ms": 200,
     "max_in_flight_requests_per_connection": 5,
     "metadata_max_age_ms": 300_000,
+    "metadata_recovery_strategy": "rebootstrap",
+    "metadata_recovery_rebootstrap_trigger_ms": 300_000,
     "socket_connection_setup_timeout_ms": 5_000,
     "send_buffer_bytes": -1,
     "receive_buffer_bytes": -1,
@@ -116,8 +119,9 @@ class Rig:
         self._partition_indices: dict[tuple[str, int], int] = {}
         layout = self.arena.layout
         self._writer = RecordWriter(
-            self.arena.memory, self.arena.slabs, SLAB_OPEN, layout.descriptors, at.DESCRIPTOR_BYTES, at.COMMIT_AT,
-            at.BASE_TIMESTAMP_AT, at.MAX_TIMESTAMP_AT, at.FIRST_SLAB_AT, at.SLAB_COUNT_AT,
+            self.arena.memory, self.arena.slabs, slab_shares(self.arena), SLAB_OPEN, layout.descriptors,
+            at.DESCRIPTOR_BYTES, at.COMMIT_AT, at.BASE_TIMESTAMP_AT, at.MAX_TIMESTAMP_AT, at.FIRST_SLAB_AT,
+            at.SLAB_COUNT_AT,
             geometry.slab_bytes * slabs, geometry.slab_bytes * slabs,
         )  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.broker import Broker, Tools
 from slabpress.network.brokers import Brokers
-from slabpress.network.connection import Answer, InFlight
+from slabpress.network.connection import Answer, InFlight, State
 from slabpress.network.resolver import Resolver
 from slabpress.network.settings import NetworkSettings
+from slabpress.network.transport import Endpoint
 from slabpress.network.wire import BrokerAddress
 from slabpress.shm.doorbell import Doorbell
 from tests.network.rig import SETTINGS
@@ -41,12 +43,15 @@ class Owner:
 class Bench:
     """Brokers, a selector, and a listener that accepts and says nothing."""
 
-    def __init__(self, bell: Doorbell, bootstrap: list[str]) -> None:
+    def __init__(self, bell: Doorbell, bootstrap: list[str], recovery: str = "rebootstrap") -> None:
         self.owner = Owner()
         self.selector = selectors.DefaultSelector()
-        settings = NetworkSettings.of({**SETTINGS, "bootstrap_servers": bootstrap})
+        self.resolver = Resolver(bell)
+        settings = NetworkSettings.of(
+            {**SETTINGS, "bootstrap_servers": bootstrap, "metadata_recovery_strategy": recovery}
+        )
         backoff = Backoff(20, 200, lambda: 0.5)
-        tools = Tools(settings, self.selector, Resolver(bell), backoff, memoryview(bytearray(4096)), self.owner)
+        tools = Tools(settings, self.selector, self.resolver, backoff, memoryview(bytearray(4096)), self.owner)
         self.brokers = Brokers(tools)
 
     def run(self, now: int) -> None:
@@ -137,6 +142,89 @@ def test_when_all_brokers_fail_the_bootstrap_servers_are_next(bell: Doorbell, si
     # Their backoff is over, but who failed less comes first.
     bench.brokers.connect_any(10**12)
     assert bench.connecting() == [-1]
+    bench.close()
+
+
+def test_without_recovery_the_bootstrap_servers_are_only_for_the_beginning(
+    bell: Doorbell, silent: str, refusing: str
+) -> None:
+    bench = Bench(bell, [silent], "none")
+    bench.brokers.connect_any(0)
+    assert bench.connecting() == [-1]
+    host, port = refusing.split(":")
+    bench.brokers.update({1: BrokerAddress(1, host, int(port))}, 0)
+    for now in (0, 10**12):
+        bench.brokers.connect_any(now)
+        assert bench.connecting() == [1]
+        bench.run(now)
+        assert bench.connecting() == []
+    assert bench.brokers.next_retry_ns() == 10**12 + 40 * NS_PER_MS
+    assert not bench.brokers.may_start_over
+    bench.close()
+
+
+def test_brokers_that_are_given_up_are_closed_and_forgotten(bell: Doorbell, silent: str) -> None:
+    bench = Bench(bell, [silent])
+    host, port = silent.split(":")
+    bench.brokers.update({node: BrokerAddress(node, host, int(port)) for node in (1, 2)}, 0)
+    known = bench.brokers.get(1)
+    assert known is not None
+    known.connect(0)
+    assert bench.connecting() == [1]
+    assert bench.brokers.may_start_over
+    bench.brokers.start_over(0)
+    assert not known.is_setting_up
+    assert bench.brokers.get(1) is None
+    assert [broker.node for broker in bench.brokers] == [-1]
+    bench.brokers.connect_any(0)
+    assert bench.connecting() == [-1]
+    bench.close()
+
+
+def test_where_no_broker_is_known_nobody_is_given_up(bell: Doorbell, silent: str) -> None:
+    bench = Bench(bell, [silent])
+    bench.brokers.connect_any(0)
+    assert not bench.brokers.may_start_over
+    bench.close()
+
+
+def test_a_name_is_looked_up_anew_for_every_connection(bell: Doorbell, silent: str, refusing: str) -> None:
+    bench = Bench(bell, ["moved.invalid:9092"])
+    places = [Endpoint(socket.AF_INET, ("127.0.0.1", int(each.split(":")[1]))) for each in (refusing, silent)]
+    asked = []
+
+    def start(_asker: object, host: str, port: int) -> list[Endpoint]:
+        asked.append((host, port))
+        return [places[len(asked) - 1]]
+
+    bench.resolver.start = start  # type: ignore[method-assign,assignment]
+    bench.brokers.connect_any(0)
+    bench.run(0)
+    assert bench.connecting() == []
+    bench.brokers.connect_any(10**12)
+    assert bench.connecting() == [-1]
+    assert asked == [("moved.invalid", 9092)] * 2
+    bench.close()
+
+
+def test_of_equally_busy_brokers_the_one_not_asked_for_longest_is_asked(bell: Doorbell, silent: str) -> None:
+    bench = Bench(bell, [silent])
+    bench.brokers.update({node: BrokerAddress(node, "127.0.0.1", 1) for node in (1, 2, 3)}, 0)
+    known = [broker for broker in bench.brokers if broker.node > 0]
+    for broker in known:
+        broker.connection = Mock(state=State.READY, has_outgoing=False, in_flight=0)
+    asked = []
+    for now in range(1, 7):
+        found = bench.brokers.for_metadata(now)
+        assert found is not None
+        assert bench.brokers.for_metadata(now) is found, "to look for one is not to ask it"
+        found.asked_at_ns = now
+        asked.append(found.node)
+    assert asked == [1, 2, 3, 1, 2, 3]
+    known[0].connection = Mock(state=State.READY, has_outgoing=False, in_flight=1)
+    assert bench.brokers.for_metadata(7) is known[1]
+    for broker in known:
+        broker.connection = None
     bench.close()
 
 

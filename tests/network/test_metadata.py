@@ -59,6 +59,47 @@ def test_an_answer_of_a_broker_that_lags_behind_changes_no_leader() -> None:
     assert cluster.leader("t", 0) == 2
 
 
+def test_an_epoch_that_went_back_is_believed_when_it_stays_so() -> None:
+    """Or a topic that was created again would never be led again where topics have no ids."""
+    cluster = Cluster()
+    cluster.update(answer(topic(1, 5, None)))
+    for _ in range(5):
+        cluster.update(answer(topic(2, 0, None)))
+        assert cluster.leader("t", 0) == 1
+    cluster.update(answer(topic(2, 0, None)))
+    assert cluster.leader("t", 0) == 2
+    assert not cluster.hint("t", 0, 1, 0, [])
+    assert cluster.hint("t", 0, 1, 1, [])
+
+
+def test_answers_that_lag_behind_now_and_then_are_never_believed() -> None:
+    cluster = Cluster()
+    cluster.update(answer(topic(1, 5)))
+    for _ in range(4):
+        for _ in range(4):
+            cluster.update(answer(topic(2, 4)))
+            assert cluster.leader("t", 0) == 1
+        cluster.update(answer(topic(1, 5)))
+
+
+def test_topics_that_were_created_again_are_told() -> None:
+    cluster = Cluster()
+    assert cluster.update(answer(topic(1, 5))) == set()
+    assert cluster.update(answer(topic(2, 6))) == set()
+    assert cluster.update(answer(topic(2, 0, OTHER_ID, error=3))) == set()
+    assert cluster.update(answer(topic(2, 0, OTHER_ID))) == {"t"}
+    assert cluster.update(answer(topic(2, 0, OTHER_ID))) == set()
+
+
+def test_without_brokers_there_are_no_leaders_until_they_are_named_again() -> None:
+    cluster = Cluster()
+    cluster.update(answer(topic(1, 5)))
+    cluster.forget_brokers()
+    assert cluster.leader("t", 0) is None
+    cluster.update(answer(topic(1, 5)))
+    assert cluster.leader("t", 0) == 1
+
+
 def test_partitions_are_judged_one_by_one() -> None:
     cluster = Cluster()
     cluster.update(answer(several((1, 5), (1, 5), (1, 5))))
@@ -116,6 +157,7 @@ def test_a_hint_is_taken_when_it_is_newer() -> None:
     cluster.update(answer(topic(1, 5), brokers=(ONE,)))
     assert not cluster.hint("t", 0, 2, 5, [TWO])
     assert not cluster.hint("t", 0, 3, 6, [TWO])
+    assert cluster.brokers == {1: ONE}, "an address is kept only with a leader that is believed"
     assert cluster.hint("t", 0, 2, 6, [TWO])
     assert cluster.leader("t", 0) == 2
     assert cluster.brokers[2] == TWO

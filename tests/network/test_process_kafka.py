@@ -83,16 +83,20 @@ def test_acks(kafka: KafkaCluster, topic: str, acks: int) -> None:
         rig.until(lambda: len(list(read_back(kafka.bootstrap_servers, topic, timeout_s=30))) == 10, "ten records")
 
 
-def test_a_topic_that_was_deleted_and_created_again(kafka: KafkaCluster, topic: str) -> None:
-    """Its id is another one: UNKNOWN_TOPIC_ID leads to fresh metadata (KAFKA-19397)."""
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_a_topic_that_was_deleted_and_created_again(kafka: KafkaCluster, topic: str, idempotent: bool) -> None:
+    """Its id is another one: UNKNOWN_TOPIC_ID leads to fresh metadata (KAFKA-19397). Its log knows no sequences."""
     kafka.create_topic(topic)
-    with Rig(kafka.bootstrap_servers) as rig:
+    with Rig(kafka.bootstrap_servers, delivery={"enable_idempotence": idempotent}) as rig:
         rig.know(topic)
-        assert rig.result(rig.send(topic, 0, b"old")).code == 0
+        for _ in range(3):
+            assert rig.result(rig.send(topic, 0, b"old")).code == 0
         kafka.delete_topic(topic)
         kafka.create_topic(topic)
-        assert rig.result(rig.send(topic, 0, b"new")).code == 0
-    assert [record.value for record in read_back(kafka.bootstrap_servers, topic, timeout_s=30)] == [b"new"]
+        new = [b"%d" % n for n in range(12)]
+        sealed = [rig.send(topic, 0, value) for value in new]
+        assert [rig.result(index).code for index in sealed] == [0] * len(new)
+    assert [record.value for record in read_back(kafka.bootstrap_servers, topic, timeout_s=30)] == new
 
 
 def test_leader_moves_and_a_broker_dies(kafka3: KafkaCluster, topic: str) -> None:

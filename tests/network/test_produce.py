@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 
@@ -16,11 +17,20 @@ from slabpress.network.metadata import Cluster
 from slabpress.network.produce import ProduceContext, Producing
 from slabpress.network.queues import Queues
 from slabpress.network.settings import NetworkSettings
-from slabpress.network.wire import BrokerAddress, Leaders, MetadataAnswer, TopicMetadata, WireError
+from slabpress.network.wire import (
+    BrokerAddress,
+    Leaders,
+    MetadataAnswer,
+    ProduceAnswer,
+    ProduceResult,
+    TopicMetadata,
+    WireError,
+)
 from slabpress.shm.states import DONE, IN_FLIGHT, READY
 from tests.network.rig import DELIVERY, SETTINGS, Rig
 
 NODE = 1
+ID, FORMER_ID = UUID(int=1), UUID(int=2)
 SECOND = 1_000_000_000
 
 
@@ -163,3 +173,23 @@ def test_backoff_grows_with_each_try_of_a_batch(rigs: list[Rig]) -> None:
                 queue.retry_at_ns = 0
     assert delays == [10, 20, 40, 80, 100, 100]
     assert now > 0
+
+
+@pytest.mark.parametrize(("said_of", "leader"), [(ID, 2), (FORMER_ID, NODE)])
+def test_a_hint_for_a_topic_that_is_no_more_is_not_taken(
+    rigs: list[Rig], monkeypatch: pytest.MonkeyPatch, said_of: UUID, leader: int
+) -> None:
+    """Its leader epoch would stay above those of the topic that has its name now."""
+    bench = Bench(rigs, (1, 1))
+    bench.cluster.topics["t"].topic_id = ID
+    bench.put(0, 0)
+    context = bench.send()
+    assert context is not None
+    result = ProduceResult(said_of, 0, 6, -1, -1, [], "", 2, 9)
+    said = ProduceAnswer(0, [result], [BrokerAddress(2, "b", 1)])
+    monkeypatch.setattr("slabpress.network.produce.decode_produce", lambda _version, _frame: said)
+    request = bench.connection._in_flight[0]
+    applied = bench.producing.answered(request, context._replace(names={said_of: "t"}), b"", 0)
+    assert bench.cluster.leader("t", 0) == leader
+    assert applied.leaders_changed == (leader == 2)
+    assert applied.metadata_is_stale

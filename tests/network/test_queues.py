@@ -25,6 +25,9 @@ class FakeSource:
     def is_ready(self, index: int) -> bool:
         return index in self.finished
 
+    def note_leader(self, queue: PartitionQueue) -> None:
+        self.leader = queue.leader
+
     def begin_anew(self, queue: PartitionQueue) -> None:
         self.begun.append(queue)
 

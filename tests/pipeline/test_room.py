@@ -21,7 +21,7 @@ from tests.pipeline.instant import WATCHDOG_S, Rig, parts, until
 
 def test_a_thread_that_waits_is_called_in_its_turn_and_leaves_the_next_one_called() -> None:
     lock = Mutex()
-    line = RoomLine(lock)
+    line = RoomLine(lock, lambda _: False)
     served: list[int] = []
     joined = threading.Semaphore(0)
 
@@ -52,7 +52,7 @@ def test_a_thread_that_waits_is_called_in_its_turn_and_leaves_the_next_one_calle
 
 def test_everybody_in_line_is_called_when_something_else_has_changed() -> None:
     lock, over = Mutex(), threading.Event()
-    line = RoomLine(lock)
+    line = RoomLine(lock, lambda _: False)
     joined = threading.Semaphore(0)
 
     def wait() -> None:
@@ -165,7 +165,7 @@ def test_a_send_that_waits_is_served_when_room_comes_and_nothing_overtakes_it() 
 
 def test_the_line_counts_the_slabs_that_those_ahead_need() -> None:
     lock = Mutex()
-    line, turns = RoomLine(lock), [Turn(lock, need) for need in (5, 0, 7)]
+    line, turns = RoomLine(lock, lambda _: False), [Turn(lock, need) for need in (5, 0, 7)]
     with lock:
         for turn in turns:
             line.join(turn)

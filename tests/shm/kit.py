@@ -15,6 +15,7 @@ from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Output
 from slabpress.shm.layout import Geometry, layout_of
+from slabpress.shm.shares import slab_shares
 from slabpress.shm.states import (
     FREE,
     OPEN,
@@ -68,6 +69,7 @@ def make_writer(arena: Arena, batch_bytes: int = 1 << 30, largest_record_bytes: 
     return RecordWriter(
         arena.memory,
         arena.slabs,
+        slab_shares(arena),
         SLAB_OPEN,
         arena.layout.descriptors,
         at.DESCRIPTOR_BYTES,

@@ -245,6 +245,7 @@ class BatchSummary:
     producer_id: int
     producer_epoch: int
     base_sequence: int
+    last_sequence: int
     is_transactional: bool
     is_control: bool
     records_parsed: int = 0
@@ -566,6 +567,7 @@ def _batch(line: str) -> BatchSummary | None:
         producer_id=int(values["producerId"]),
         producer_epoch=int(values["producerEpoch"]),
         base_sequence=int(values["baseSequence"]),
+        last_sequence=int(values["lastSequence"]),
         is_transactional=values["isTransactional"] == "true",
         is_control=values["isControl"] == "true",
     )

@@ -1,0 +1,161 @@
+"""A broker that hangs keeps its share of the arena, and no more: what goes to the others goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+
+from slabpress import BufferFullError, Producer
+from tests.integration.conftest import MakeProducer
+from tests.support.brokers import require_kafka
+from tests.support.kafka import KafkaCluster, read_back
+from tests.support.kafka_install import wait_until
+
+WAIT_S: Final = 60.0
+# Nobody gives up on the broker: without acknowledgements nothing but its share keeps its batches from taking all.
+SMALL: Final[dict[str, Any]] = {
+    "buffer_memory": "1MiB",
+    "compression_type": "none",
+    "linger_ms": 5,
+    "request_timeout_ms": 60_000,
+    "delivery_timeout_ms": 120_000,
+    "max_block_ms": 60_000,
+}
+VALUE: Final = b"x" * 1024
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[KafkaCluster]:
+    """Three brokers; each partition is on one of them only."""
+    require_kafka()
+    with KafkaCluster(3) as made:
+        yield made
+
+
+class Topics:
+    """A topic of six partitions.
+
+    Attributes:
+        victim: the broker that is going to hang.
+        stuck, healthy: its partitions, and the others'.
+    """
+
+    def __init__(self, cluster: KafkaCluster, name: str) -> None:
+        self.cluster, self.name = cluster, name
+        cluster.create_topic(name, 6)
+        leaders = {partition: cluster.leader(name, partition) for partition in range(6)}
+        self.victim = leaders[0]
+        self.stuck = [partition for partition, leader in leaders.items() if leader == self.victim]
+        self.healthy = [partition for partition, leader in leaders.items() if leader != self.victim]
+
+    def counts(self) -> Counter[int]:
+        """Records in each partition."""
+        servers = self.cluster.bootstrap_servers
+        return Counter(record.partition for record in read_back(servers, self.name, timeout_s=WAIT_S))
+
+
+def _begin(producer: Producer, topics: Topics) -> None:
+    for partition in range(6):
+        producer.send(topics.name, b"first", partition=partition)
+    producer.flush(WAIT_S)
+
+
+def _flood(
+    producer: Producer, topics: Topics, partition: int, over: threading.Event
+) -> tuple[threading.Thread, list[int]]:
+    sent = [0]
+
+    def run() -> None:
+        while not over.is_set():
+            producer.send(topics.name, VALUE, partition=partition)
+            sent[0] += 1
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, sent
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(180)
+def test_sends_for_healthy_leaders_go_on_while_another_thread_waits_for_one_that_hangs(
+    cluster: KafkaCluster, topic: str, make_producer: MakeProducer
+) -> None:
+    topics = Topics(cluster, topic)
+    producer = make_producer(cluster.bootstrap_servers, **SMALL)
+    _begin(producer, topics)
+    over = threading.Event()
+    cluster.pause(topics.victim)
+    try:
+        threads = [_flood(producer, topics, partition, over) for partition in topics.stuck]
+        line = producer._session.sender.line
+        wait_until(lambda: len(line.turns) == len(threads), "the threads to wait", WAIT_S, every_s=0.01)
+        assert all(turn.held_back >= 0 for turn in list(line.turns))
+        # Many times what the arena holds.
+        for number in range(20_000):
+            producer.send(topics.name, VALUE, partition=topics.healthy[number % len(topics.healthy)])
+        last = [producer.send(topics.name, VALUE, partition=partition) for partition in topics.healthy]
+        for handle in last:
+            assert handle.result(WAIT_S).topic == topic
+        assert all(thread.is_alive() for thread, _ in threads)
+        over.set()
+    finally:
+        over.set()
+        cluster.resume(topics.victim)
+    for thread, _ in threads:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    producer.flush(WAIT_S)
+    counts = topics.counts()
+    assert sum(counts[partition] for partition in topics.healthy) == 20_000 + 2 * len(topics.healthy)
+    assert [counts[partition] - 1 for partition in topics.stuck] == [sent[0] for _, sent in threads]
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("many", [False, True], ids=["send", "send_many"])
+def test_records_without_a_key_go_around_a_leader_that_hangs(
+    cluster: KafkaCluster, topic: str, make_producer: MakeProducer, many: bool
+) -> None:
+    topics = Topics(cluster, topic)
+    producer = make_producer(cluster.bootstrap_servers, **SMALL)
+    _begin(producer, topics)
+    cluster.pause(topics.victim)
+    try:
+        for _ in range(200):
+            if many:
+                producer.send_many(topics.name, [VALUE] * 100)
+            else:
+                for _ in range(100):
+                    producer.send(topics.name, VALUE)
+    finally:
+        cluster.resume(topics.victim)
+    producer.flush(WAIT_S)
+    counts = topics.counts()
+    assert sum(counts.values()) == 20_000 + 6
+    assert sum(counts[partition] for partition in topics.healthy) > 18_000
+
+
+def _send_for_ever(producer: Producer, topics: Topics) -> None:
+    while True:
+        producer.send(topics.name, VALUE, partition=topics.stuck[0])
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(180)
+def test_what_waits_too_long_for_a_leader_that_hangs_says_which(
+    cluster: KafkaCluster, topic: str, make_producer: MakeProducer
+) -> None:
+    topics = Topics(cluster, topic)
+    producer = make_producer(cluster.bootstrap_servers, **(SMALL | {"max_block_ms": 300}))
+    _begin(producer, topics)
+    cluster.pause(topics.victim)
+    try:
+        with pytest.raises(BufferFullError, match=rf"broker {topics.victim} leads hold their share"):
+            _send_for_ever(producer, topics)
+    finally:
+        cluster.resume(topics.victim)
+    producer.flush(WAIT_S)
