@@ -49,6 +49,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         faults: how many of each kind were done.
+        deaths: of these, how often children killed themselves at each step.
         left_out: how many could not be.
         events: all of them, in order.
         findings: what is in the log.
@@ -57,6 +58,7 @@ class Outcome(NamedTuple):
     """
 
     faults: Counter[str]
+    deaths: Counter[str]
     left_out: Counter[str]
     events: list[Event]
     findings: Findings
@@ -130,7 +132,9 @@ class Driver:
         findings = self._check(torments.runs)
         for run in torments.runs:
             run.tally.close()
-        return Outcome(self._done, self._left_out, sorted(self._events), findings, self._problems, self._folder)
+        deaths = Counter(death for run in torments.runs for death in run.deaths)
+        self._done[plan.STEP_KILL] = deaths.total()
+        return Outcome(self._done, deaths, self._left_out, sorted(self._events), findings, self._problems, self._folder)
 
     def _new_run(self, number: int) -> Run:
         return Run(number, self._seed, self._cluster.proxied_bootstrap_servers, self._folder, self._mark)

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from slabpress import DeliveryHandle, Pipeline, Producer, SlabpressError
+from slabpress.pipeline import coordinator
+from slabpress.pipeline.child import Role
+from tests.crash.processes import MORTAL
 from tests.crash.records import BLOCK, CODECS, block_of, record_of, topic_of
 from tests.crash.tally import Line, Tally
 
@@ -94,6 +97,7 @@ class Job:
         chosen = {name: rng.choice(choices) for name, choices in _PIPELINE_CHOICES.items()}
         sys.stderr.write(f"run {self._run}: {chosen}\n")
         reports = [Reports(self, codec) for codec in range(len(CODECS))]
+        make_children_mortal()
         with Pipeline(self._spec["bootstrap"], orphan_log=self._spec["orphan_log"], **chosen) as pipeline:
             producers = [self._producer(pipeline, codec, rng, reports[codec]) for codec in range(len(CODECS))]
             threads = [
@@ -165,6 +169,15 @@ class Job:
                     f"{time.strftime('%H:%M:%S')} {producer.config.compression_type}: {_figures(producer)}\n"
                 )
             sys.stderr.flush()
+
+
+def make_children_mortal() -> None:
+    """Have children that kill themselves at named steps in place of slabpress's own (tests/crash/steps.py)."""
+
+    def role(name: str, module: str, slot: int, settings: dict[str, Any]) -> Role:
+        return Role(name, MORTAL[module], slot, settings)
+
+    vars(coordinator)["Role"] = role
 
 
 def _figures(producer: Producer) -> str:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 WORKER_KILL: Final = "kill -9 of a worker"
 NETWORK_KILL: Final = "kill -9 of the network process"
 JOB_KILL: Final = "kill -9 of the job"
+STEP_KILL: Final = "kill -9 of a child by itself, at a named step"
 JOB_WORKER_KILL: Final = "kill -9 of the job, then of an orphaned worker"
 JOB_END: Final = "job ends by itself"
 WORKER_STOP: Final = "worker stopped for a while"

@@ -15,7 +15,8 @@ JOB: Final = "tests.crash.job"
 NETWORK: Final = "slabpress.network"
 WORKER: Final = "slabpress.workers"
 OTHER: Final = "not a role yet"
-_ROLES: Final = (JOB, NETWORK, WORKER)
+MORTAL: Final = {NETWORK: "tests.crash.mortal_network", WORKER: "tests.crash.mortal_workers"}
+_ROLES: Final = {JOB: JOB, NETWORK: NETWORK, WORKER: WORKER, **{mortal: role for role, mortal in MORTAL.items()}}
 _ARENA: Final = "/memfd:slabpress-arena"
 
 
@@ -76,7 +77,7 @@ def find(mark: str) -> list[Found]:
             if own is None or not own.startswith(mark):
                 continue
             command = process.cmdline()
-            role = next((role for role in _ROLES if role in command), OTHER)
+            role = next((_ROLES[word] for word in command if word in _ROLES), OTHER)
             if process.status() != psutil.STATUS_ZOMBIE:
                 found.append(Found(process.pid, role, own, process.create_time()))
     return sorted(found, key=lambda one: (one.created, one.pid))

@@ -7,7 +7,7 @@ from typing import Final
 
 from tests.crash.checker import FAULTS, Offender
 from tests.crash.driver import Event, Outcome
-from tests.crash.plan import KINDS
+from tests.crash.plan import KINDS, STEP_KILL
 
 _NEAR_S: Final = 20.0
 _TOLD: Final = 12
@@ -37,7 +37,11 @@ def _faults(outcome: Outcome) -> list[str]:
     for kind, _ in KINDS.values():
         if outcome.faults[kind] or outcome.left_out[kind]:
             lines.append(f"{kind:<50} {outcome.faults[kind]:>6} {outcome.left_out[kind] or '':>9}")
-    return [*lines, f"{'all':<50} {outcome.faults.total():>6} {outcome.left_out.total() or '':>9}"]
+    lines.append(f"{STEP_KILL:<50} {outcome.faults[STEP_KILL]:>6}")
+    lines += [f"  {step:<48} {count:>6}" for step, count in sorted(outcome.deaths.items())]
+    lines.append(f"{'all':<50} {outcome.faults.total():>6} {outcome.left_out.total() or '':>9}")
+    kills = sum(count for kind, count in outcome.faults.items() if kind.startswith("kill -9"))
+    return [*lines, f"{'of these kills':<50} {kills:>6}"]
 
 
 def _runs(outcome: Outcome) -> list[str]:

@@ -14,11 +14,13 @@ from typing import Final
 from tests.crash.look import arenas_of
 from tests.crash.processes import JOB, MARK, NETWORK, WORKER, Found, find
 from tests.crash.records import CODECS
+from tests.crash.steps import FILE
 from tests.crash.tally import Tally
 from tests.support.kafka_install import spawn
 
 # Longer than any delivery timeout of the job, on a machine that is busy.
 END_TIMEOUT_S: Final = 420.0
+_PROJECT: Final = Path(__file__).parents[2]
 
 
 class Run:
@@ -51,11 +53,20 @@ class Run:
         self._file("spec").write_text(json.dumps(spec))
         with self._file("stderr").open("wb") as errors:
             self.process = spawn(
-                ["env", f"{MARK}={self.mark}", sys.executable, "-m", JOB, str(self._file("spec"))],
+                ["env", *self._environment(), sys.executable, "-m", JOB, str(self._file("spec"))],
                 stdin=subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,
             )
+
+    def _environment(self) -> list[str]:
+        """The mark, where children write how they die, and where those find the modules that make them mortal."""
+        return [f"{MARK}={self.mark}", f"{FILE}={self._file('deaths')}", f"PYTHONPATH={_PROJECT}"]
+
+    @property
+    def deaths(self) -> list[str]:
+        """How its children killed themselves, each in a few words."""
+        return self._lines("deaths")
 
     def _file(self, name: str) -> Path:
         return self._base.with_name(f"{self._base.name}.{name}")
