@@ -15,7 +15,7 @@ from tests.support.brokers import require_kafka
 from tests.support.kafka import KafkaCluster
 
 SEED: Final = 3
-SECONDS: Final = 75.0
+SECONDS: Final = 120.0
 
 
 @pytest.fixture(scope="module")
