@@ -140,6 +140,19 @@ cdef class Shares:
         """
         return self.is_tight(self.free) and self.has_share(self.leader_at_index(partition), self.free)
 
+    def held_by_leader(self, Py_ssize_t partition, uint32_t states):
+        """How many of the blocks the batches of a partition's leader hold in these states, one bit each."""
+        cdef char *words = self.memory.at(self.states.offset, 4 * self.states.count)
+        cdef char *descriptor = self.memory.at(self.descriptors, self.states.count * self.descriptor_bytes)
+        cdef uint32_t leader = self.leader_at_index(partition), state
+        cdef Py_ssize_t index, held = 0
+        for index in range(self.states.count):
+            state = sp_load32(words + 4 * index)
+            if state < 32 and states >> state & 1 and self.leader_of(descriptor) == leader:
+                held += (<uint32_t *>(descriptor + self.count_at))[0]
+            descriptor += self.descriptor_bytes
+        return held
+
     def first_within(self, uint32_t state):
         """Of the batches in ``state`` whose leader may have more, the one that was sealed first; -1 for none."""
         cdef char *words = self.memory.at(self.states.offset, 4 * self.states.count)
