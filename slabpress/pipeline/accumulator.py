@@ -105,6 +105,10 @@ class Accumulator:
         """Whether a topic-partition's leader holds its share of the slabs, and gets no more."""
         return self._arena.slab_shares.over(partition_index)
 
+    def had_share(self, partition_index: int) -> bool:
+        """Whether it had it when the record before was held back: a topic may have thousands of partitions."""
+        return self._arena.slab_shares.was_over(partition_index)
+
     def must_wait(self, partition_index: int) -> bool:
         """Whether it has its share, and there is nothing to be done about it: ``relieve_leader``."""
         if not self.has_share(partition_index):

@@ -168,7 +168,7 @@ class Sender:
             Whether there is one.
         """
         held_back = self._writer.held_back
-        return held_back >= 0 and self._topics.stick_around(topic, self._accumulator.has_share)
+        return held_back >= 0 and self._topics.stick_around(topic, self._accumulator.had_share)
 
     def ring_for_linger(self) -> None:
         """Ring the coordinator, whose linger timer was off, for the only open batch's first record.

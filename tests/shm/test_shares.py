@@ -187,6 +187,27 @@ def test_room_that_comes_while_batches_are_set_aside_lets_no_later_one_pass() ->
         assert _take_all(arena, worker) == order[16:]
 
 
+def test_a_leader_that_moves_between_two_looks_lets_no_later_batch_pass() -> None:
+    with small_arena(slabs=64, outputs=20, batches=128) as arena:
+        _route(arena, 1, 2)
+        coordinator = SealingCoordinator(arena)
+
+        class WhileTheLeaderMoves(Admission):
+            def _next_parked(self) -> int | None:
+                parked = super()._next_parked()
+                TopicTable(arena).set_leader(STUCK, None)
+                while waiting:
+                    deliver(arena, waiting.pop())
+                return parked
+
+        order = _seal_all(coordinator, STUCK, 20)
+        waiting = _take_all(arena, Admission(arena, 0))
+        order = order[len(waiting) :] + _seal_all(coordinator, STUCK, 2)
+        worker = WhileTheLeaderMoves(arena, 1)
+        assert worker.take() is None, "what was set aside has been looked at"
+        assert _take_all(arena, worker) == order
+
+
 class Walk:
     """Three workers with counts of their own, leaders that move, batches that are delivered in any order."""
 
