@@ -4,6 +4,7 @@ cdef class OpenBatch:
     """The write cursor of one open batch. Subclassed in pipeline/; only RecordWriter moves it.
 
     ``limit``: it is full when the next record would take it past so many bytes, if that is less than any batch may have.
+    ``seal_number``: its place in the order, 0 while open.
 
     Args:
         descriptor: index of the batch's descriptor.
@@ -25,6 +26,7 @@ cdef class OpenBatch:
     cdef public uint64_t last_call
     cdef public uint64_t limit
     cdef readonly bint closed
+    cdef readonly uint64_t seal_number
 
     def __init__(self, int32_t descriptor, int32_t partition):
         self.descriptor = descriptor
@@ -40,6 +42,7 @@ cdef class OpenBatch:
         self.last_call = 0
         self.limit = 0xFFFFFFFFFFFFFFFF
         self.closed = False
+        self.seal_number = 0
         self.base_timestamp = 0
         self.max_timestamp = 0
 

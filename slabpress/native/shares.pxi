@@ -135,10 +135,35 @@ cdef class Shares:
         return self.is_over(self.leader_at_index(partition))
 
     def was_over(self, Py_ssize_t partition):
-        """Whether it had its share when ``over`` or ``first_within`` counted last: of batches of one leader that are
-        looked at one after the other, a later one must not be luckier because something was given back meanwhile.
+        """Whether it had its share when ``over``, ``first_within`` or a record writer counted last: for whoever looks
+        at many partitions, one after the other.
         """
         return self.is_tight(self.free) and self.has_share(self.leader_at_index(partition), self.free)
+
+    def held_by_leader(self, Py_ssize_t partition, uint32_t states):
+        """How many of the blocks the batches of a partition's leader hold in these states, one bit each."""
+        cdef char *words = self.memory.at(self.states.offset, 4 * self.states.count)
+        cdef char *descriptor = self.memory.at(self.descriptors, self.states.count * self.descriptor_bytes)
+        cdef uint32_t leader = self.leader_at_index(partition), state
+        cdef Py_ssize_t index, held = 0
+        for index in range(self.states.count):
+            state = sp_load32(words + 4 * index)
+            if state < 32 and states >> state & 1 and self.leader_of(descriptor) == leader:
+                held += (<uint32_t *>(descriptor + self.count_at))[0]
+            descriptor += self.descriptor_bytes
+        return held
+
+    def has_any(self, Py_ssize_t partition, uint32_t state):
+        """Whether a partition, and not only its leader, has a batch in ``state``."""
+        cdef char *words = self.memory.at(self.states.offset, 4 * self.states.count)
+        cdef char *descriptor = self.memory.at(self.descriptors, self.states.count * self.descriptor_bytes)
+        cdef Py_ssize_t index
+        for index in range(self.states.count):
+            if (sp_load32(words + 4 * index) == state
+                    and (<uint32_t *>(descriptor + self.partition_at))[0] == <uint32_t>partition):
+                return True
+            descriptor += self.descriptor_bytes
+        return False
 
     def first_within(self, uint32_t state):
         """Of the batches in ``state`` whose leader may have more, the one that was sealed first; -1 for none."""

@@ -180,24 +180,21 @@ cdef class RecordWriter:
         """Close a batch that has records to more of them and publish it, in one step that no signal handler splits.
 
         Args:
-            batch: a batch with records that is not closed.
+            batch: a batch with records that is not closed; it gets its seal number, from 1.
             slab_state, batch_state: what its slabs and the batch become.
             point: where the order of seals is kept.
-
-        Returns:
-            Its seal number, from 1.
         """
         cdef uint64_t tail
         if batch.closed or batch.records == 0:
             raise ValueError(f"a batch with {batch.records} records, closed {batch.closed}, cannot be sealed")
         tail = sp_load64(point.tail.at(point.tail_at, 8))
         batch.closed = True
+        batch.seal_number = tail + 1
         sp_store64(batch.fields + point.seal_number_at, tail + 1)
         self.slabs.paint(batch.first_slab, slab_state)
         sp_store32(point.ring.word(tail % <uint64_t>point.ring.count), <uint32_t>batch.descriptor)
         sp_store32(point.states.word(batch.descriptor), batch_state)
         sp_store64(point.tail.at(point.tail_at, 8), tail + 1)
-        return tail + 1
 
     cdef Py_ssize_t encode(self, OpenBatch batch, object key, object value, list headers,
                            int64_t timestamp) except -3:

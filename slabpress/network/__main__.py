@@ -71,11 +71,13 @@ def drain_for(child: Child, loop: Loop, settings: NetworkSettings) -> None:
     job = child.control.pid(COORDINATOR)
     child.become_orphan()
     loop.forget(child.parent)
-    drain = Drain(loop.arenas.values(), child.control, settings.request_timeout_ms, time.monotonic_ns())
-    drain.turn()
-    while not drain.is_finished(time.monotonic_ns()):
+    now = time.monotonic_ns()
+    drain = Drain(loop.arenas.values(), child.control, settings.request_timeout_ms, now)
+    drain.turn(now)
+    while not drain.is_finished(now):
         loop.turn(_DRAIN_TURN_S)
-        drain.turn()
+        now = time.monotonic_ns()
+        drain.turn(now)
     write_log(settings.orphan_log, drain.words(job))
     child.control.stop()
 

@@ -24,12 +24,23 @@ from slabpress.shm.control import FIRST_WORKER, Control
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.handover import is_alive
 from slabpress.shm.splits import Splits
-from slabpress.shm.states import FREE, OPEN, OVERSIZE, PARTIAL, SEALED, SLAB_SEALED, UNDER_WAY
+from slabpress.shm.states import (
+    FREE,
+    OPEN,
+    OVERSIZE,
+    PARTIAL,
+    PROCESS_STARTING,
+    SEALED,
+    SLAB_SEALED,
+    UNDER_WAY,
+)
 
 SYSLOG: Final = "syslog"
 # An index no worker has: this process takes the admission lock to recover, never to compress.
 _NO_WORKER: Final = 0xFFFD
 _DELIVERED: Final = 0
+# A worker that was being started when the job died works after this long, or never.
+_START_TIMEOUT_MS: Final = 30_000
 
 
 class Drain:
@@ -46,6 +57,7 @@ class Drain:
         self._arenas = list(arenas)
         self._control = control
         longest_ms = max((arena.delivery_timeout_ms for arena in self._arenas), default=0)
+        self._started_by_ns = now + _START_TIMEOUT_MS * NS_PER_MS
         self._until_ns = now + (longest_ms + request_timeout_ms) * NS_PER_MS
         self._before = self._counts()
         self._any_worker = True
@@ -57,17 +69,23 @@ class Drain:
         first = [each.load_u64(at.NETWORK_COUNTERS_AT) for each in memory]
         return sum(first), sum(each.load_u64(at.NETWORK_COUNTERS_AT + 8) for each in memory)
 
-    def turn(self) -> None:
+    def turn(self, now: int) -> None:
         """Do what the coordinator would do between two looks."""
-        alive = [slot for slot in self._control.workers if is_alive(self._control.pid(slot))]
+        control = self._control
+        # The line of one that is just starting names the job. What the slot's former process held was recovered before;
+        # doing it again would take from this one what it has begun to work on meanwhile. Its id comes before its word,
+        # so the word is looked at first.
+        starting = [slot for slot in control.workers if control.state(slot) == PROCESS_STARTING]
+        others = [slot for slot in control.workers if slot not in starting]
+        alive = [slot for slot in others if is_alive(control.pid(slot))]
         for arena in self._arenas:
-            for slot in self._control.workers:
+            for slot in others:
                 if slot not in alive:
                     Admission(arena.arena, _NO_WORKER).recover(slot - FIRST_WORKER)
             self._ask_for_pieces(arena)
         for slot in alive:
-            self._control.wake(slot)
-        self._any_worker = bool(alive)
+            control.wake(slot)
+        self._any_worker = bool(alive) or (bool(starting) and now < self._started_by_ns)
 
     def _ask_for_pieces(self, arena: ArenaBatches) -> None:
         splits, descriptors = Splits(arena.arena), Descriptors(arena.arena)

@@ -20,6 +20,7 @@ from slabpress.shm.control import Control
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
+    COMPRESSING,
     DONE,
     FREE,
     OPEN,
@@ -32,6 +33,7 @@ from slabpress.shm.states import (
     SLAB_SEALED,
     SLAB_STATES,
 )
+from slabpress.shm.topics import TopicTable
 
 # A batch that has lingered stays open while its topic-partition has this many on their way: one on the wire and one
 # ready to follow it. A third would only wait, and grow no more; behind slow acknowledgements sealing by the clock
@@ -73,6 +75,7 @@ class Accumulator:
         self._watch = watch
         self._rng = rng
         self._descriptors = Descriptors(arena)
+        self._topics = TopicTable(arena)
         self._splits = Splits(arena)
         self._cursor = 0
         self._seal_point = SealPoint(
@@ -101,6 +104,41 @@ class Accumulator:
     def has_share(self, partition_index: int) -> bool:
         """Whether a topic-partition's leader holds its share of the slabs, and gets no more."""
         return self._arena.slab_shares.over(partition_index)
+
+    def had_share(self, partition_index: int) -> bool:
+        """Whether it had it when the record before was held back: a topic may have thousands of partitions."""
+        return self._arena.slab_shares.was_over(partition_index)
+
+    def must_wait(self, partition_index: int) -> bool:
+        """Whether it has its share, and there is nothing to be done about it: ``relieve_leader``."""
+        if not self.has_share(partition_index):
+            return False
+        return self._is_enough_for(partition_index) or not self._slabs_of_leader(partition_index, OPEN)
+
+    def _slabs_of_leader(self, partition_index: int, *states: int) -> int:
+        """The slabs that batches of a topic-partition's leader hold in these states."""
+        return self._arena.slab_shares.held_by_leader(partition_index, sum(1 << state for state in states))
+
+    def _is_enough_for(self, partition_index: int) -> bool:
+        """Whether enough of a leader's slabs will be free without more of its batches being sealed.
+
+        Those of batches that were set aside count: while a broker is down, cutting open batches short frees nothing.
+        """
+        on_their_way = self._slabs_of_leader(partition_index, SEALED, PARKED, COMPRESSING)
+        return on_their_way > self._arena.geometry.slab_count // _ON_THEIR_WAY
+
+    def relieve_leader(self, partition_index: int) -> None:
+        """With a leader that has its share: seal the fullest of its open batches until enough is on its way.
+
+        They may be all that it holds. Nobody else would seal them before they have lingered.
+        """
+        leader = self._topics.leader_word(partition_index)
+        fullest = sorted(self._all_open(), key=lambda batch: batch.bytes)
+        while fullest and not self._is_enough_for(partition_index):
+            batch = fullest.pop()
+            index = batch.topic.partition_indices[batch.partition]
+            if batch.records and self._topics.leader_word(index) == leader:
+                self.seal(batch)
 
     def next_call(self) -> int:
         """A number for one send_many() call."""
@@ -144,7 +182,7 @@ class Accumulator:
         and is done again by whoever meets the batch next: a closed batch takes no records.
         """
         if batch.records > 0 and not batch.closed:
-            batch.seal_number = self.writer.seal(batch, SLAB_SEALED, SEALED, self._seal_point)
+            self.writer.seal(batch, SLAB_SEALED, SEALED, self._seal_point)
             memory = self._arena.memory
             for place, amount in enumerate((batch.records, batch.bytes, 1)):
                 memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * place, amount)
@@ -261,9 +299,11 @@ class Accumulator:
         topic, partition = done.topic, done.partition
         if topic.batch_limit < self.writer.batch_bytes and done.pieces is None:
             topic.batch_limit += 1 + topic.batch_limit // _GROWTH
-        topic.under_way[partition] -= 1
-        if not topic.under_way[partition]:
-            del topic.under_way[partition]
+        # Not counted, if what a signal handler raised cut its seal short.
+        if (left := topic.under_way.get(partition, 0) - 1) > 0:
+            topic.under_way[partition] = left
+        else:
+            topic.under_way.pop(partition, None)
         waiting = topic.open[partition]
         if waiting is not None and waiting.descriptor in self._held:
             self.seal(waiting)

@@ -136,7 +136,6 @@ class Batch(OpenBatch):
     Attributes:
         topic: the topic it belongs to.
         created_ns: CLOCK_MONOTONIC time of its first record; linger and the delivery timeout count from it.
-        seal_number: its place in the order, 0 while open.
         outcome: set once, when the broker or a deadline decided; of a split batch, the first failure if there is one.
         pieces: of a split batch, what became of its records, in order; None for a whole one.
         failed: how many of its records failed.
@@ -154,7 +153,6 @@ class Batch(OpenBatch):
         "finished",
         "outcome",
         "pieces",
-        "seal_number",
         "seen",
         "topic",
         "watch",
@@ -165,7 +163,6 @@ class Batch(OpenBatch):
         self.topic = topic
         self.created_ns = created_ns
         self.watch = watch
-        self.seal_number = 0
         self.outcome: Outcome | None = None
         self.finished = False
         self.pieces: list[Piece] | None = None

@@ -31,13 +31,16 @@ class Turn:
     __slots__ = ("called", "held_back", "need")
 
     def __init__(self, lock: Mutex, need: int, held_back: int = -1) -> None:
+        self.held_back = held_back
         self.wants(need, held_back)
         self.called = threading.Condition(lock)  # type: ignore[arg-type] # Mutex has what a Condition needs
 
-    def wants(self, need: int, held_back: int) -> None:
-        """Say what it waits for now."""
+    def wants(self, need: int, held_back: int) -> bool:
+        """Say what it waits for now; whether it waited for room before, and is held back instead."""
+        steps_aside = self.held_back < 0 <= held_back
         self.need = max(1, need) if held_back < 0 else 0
         self.held_back = held_back
+        return steps_aside
 
 
 class RoomLine:
@@ -45,15 +48,15 @@ class RoomLine:
 
     Args:
         lock: the producer's lock; every method is called with it held.
-        has_share: whether the leader of a partition (its index) still has its share of the slabs.
+        must_wait: whether a partition's (its index) records still must wait, as its leader has its share.
 
     Attributes:
         turns: who waits, first to last; only for looking whether anybody does.
     """
 
-    def __init__(self, lock: Mutex, has_share: Callable[[int], bool]) -> None:
+    def __init__(self, lock: Mutex, must_wait: Callable[[int], bool]) -> None:
         self._lock = lock
-        self._has_share = has_share
+        self._must_wait = must_wait
         self.turns: deque[Turn] = deque()
 
     def join(self, turn: Turn) -> None:
@@ -85,7 +88,7 @@ class RoomLine:
             if turn.held_back < 0:
                 turn.called.notify()
                 return
-            if not self._has_share(turn.held_back):
+            if not self._must_wait(turn.held_back):
                 turn.called.notify()
 
     def call_all(self) -> None:

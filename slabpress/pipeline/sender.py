@@ -63,7 +63,7 @@ class Sender:
         topics: TopicRegistry,
     ) -> None:
         self.lock = lock
-        self.line = RoomLine(lock, accumulator.has_share)
+        self.line = RoomLine(lock, accumulator.must_wait)
         self._turns = self.line.turns
         self.fast_lane = FastLane(lock, accumulator.writer, topics.known, DeliveryHandle)
         self.refusal: Callable[[], SlabpressError] | None = None
@@ -168,7 +168,7 @@ class Sender:
             Whether there is one.
         """
         held_back = self._writer.held_back
-        return held_back >= 0 and topic.stick_around(self._accumulator.has_share)
+        return held_back >= 0 and self._topics.stick_around(topic, self._accumulator.had_share)
 
     def ring_for_linger(self) -> None:
         """Ring the coordinator, whose linger timer was off, for the only open batch's first record.
@@ -227,7 +227,8 @@ class Sender:
                     self._arena.memory.fence()
                     continue
                 # Its partition's batch may have been sealed meanwhile: the record now needs a slab more.
-                turn.wants(self._writer.wanted, self._writer.held_back)
+                if turn.wants(self._writer.wanted, self._writer.held_back):
+                    self.line.call_first()  # it was called for room that it may not have
                 self.fast_lane.reserved = self.line.needed_before(None)
                 self._wait_in_line(turn, topic, deadline)
         finally:
@@ -251,6 +252,8 @@ class Sender:
             )
         if turn.held_back < 0:
             self._accumulator.relieve_pressure()
+        else:
+            self._accumulator.relieve_leader(turn.held_back)
         self.line.wait(turn, min(remaining, _LOOK_AGAIN_S))
         self.check_usable()
 

@@ -144,7 +144,7 @@ class Session:
         self._connections_most = self.arena.memory.load_u64(at.CONNECTIONS_MOST_AT)
         self._control.wake(NETWORK)
         waits = self.arena.seal_head != self.arena.seal_tail or self._splits.any_ever()
-        if waits or self.arena.memory.load_u64(at.ORPHANS_AT):
+        if waits or any(map(self.arena.memory.load_u64, (at.ORPHANS_AT, at.PARKED_AT))):
             for slot in self._control.workers:
                 self._control.wake(slot)
 

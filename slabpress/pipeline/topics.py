@@ -64,17 +64,18 @@ class Topic(TopicLanes):
             some, other = ((here + rng.randrange(1, count)) % count for _ in range(2))
             self.sticky = min(some, other, key=lambda partition: self.under_way.get(partition, 0))
 
-    def stick_around(self, has_share: Callable[[int], bool]) -> bool:
+    def stick_around(self, has_share: Callable[[int], bool], *, may_add: bool) -> bool:
         """Choose the next partition whose leader has not its share of the arena; False if there is none.
 
         Args:
             has_share: tells it of a partition's index.
+            may_add: a partition that has no index yet may be given one.
         """
         count = len(self.open)
         for step in range(1, count):
             partition = (self.sticky + step) % count
             index = self.partition_indices.get(partition)
-            if index is None or not has_share(index):
+            if may_add if index is None else not has_share(index):
                 self.sticky = partition
                 return True
         return False
@@ -233,6 +234,10 @@ class TopicRegistry:
             self._table.set_partition(index, topic.index, partition)
             topic.partition_indices[partition] = index
         return index
+
+    def stick_around(self, topic: Topic, has_share: Callable[[int], bool]) -> bool:
+        """Have keyless records go around leaders that have their share; False where all have it."""
+        return topic.stick_around(has_share, may_add=self._next_partition < self._table.partition_count)
 
     def stick_to_indexed(self, topic: Topic) -> bool:
         """With the partition table full: keyless records stay with partitions that have an entry; False for none."""

@@ -94,8 +94,8 @@ class Admission:
             if head == arena.seal_tail:
                 return False
             index = arena.sealed_at(head)
-            if self._shares.over(self._descriptors.sealed(index).partition_index):
-                return True  # it is to be set aside
+            if self._is_to_be_parked(index):
+                return True
         return free >= self._outputs_needed(index) + self._leave
 
     def take(self) -> int | None:
@@ -162,24 +162,28 @@ class Admission:
         return index if index >= 0 else None
 
     def _next_in_ring(self) -> int | None:
-        """The ring's first batch, after those that are to be set aside.
-
-        Where some are, all are judged by one count: a later batch of a topic-partition must not pass an earlier one.
-        """
+        """The ring's first batch, after those that are to be set aside."""
         arena = self._arena
-        has_share = self._shares.was_over if arena.memory.load_u64(at.PARKED_AT) else self._shares.over
         head = arena.seal_head
         while head != arena.seal_tail:
             index = arena.sealed_at(head)
             # A state alone does not tell: the descriptor may be in use again, sealed with a later number.
             if arena.batch_states.load(index) == SEALED and self._descriptors.seal_number(index) == head + 1:
-                if not has_share(self._descriptors.sealed(index).partition_index):
+                if not self._is_to_be_parked(index):
                     return index
                 self._park(index)
-                has_share = self._shares.was_over
             head += 1  # it was set aside, or its admitter died between step 2 and the head
             arena.memory.store_u64(at.SEAL_HEAD_AT, head)
         return None
+
+    def _is_to_be_parked(self, index: int) -> bool:
+        """Whether a sealed batch's leader has its share, or had it when an earlier one of its topic-partition came.
+
+        Its leader may have moved, or given something back, since that one was looked at: it must not be passed.
+        """
+        partition = self._descriptors.sealed(index).partition_index
+        any_parked = self._arena.memory.load_u64(at.PARKED_AT) != 0
+        return self._shares.over(partition) or (any_parked and self._shares.has_any(partition, PARKED))
 
     def _park(self, index: int) -> None:
         """Set a batch aside. The count comes first: too high a count costs a look, too low a one the batch."""

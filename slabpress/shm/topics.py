@@ -127,12 +127,13 @@ class TopicTable:
 
     def is_routed(self, index: int) -> bool:
         """Whether it was ever said who leads a topic-partition."""
-        return self._leader(index) != at.LEADER_UNKNOWN
+        return self.leader_word(index) != at.LEADER_UNKNOWN
 
     def leader(self, index: int) -> int | None:
         """The node id of a topic-partition's leader; None for nobody, or if that is not known."""
-        word = self._leader(index)
+        word = self.leader_word(index)
         return word - at.LEADER_FIRST if word >= at.LEADER_FIRST else None
 
-    def _leader(self, index: int) -> int:
+    def leader_word(self, index: int) -> int:
+        """LEADER_UNKNOWN, LEADER_NONE or the leader's own: the same for all that it leads."""
         return self._arena.memory.load_u32(self._partition(index, at.LEADER_AT))

@@ -159,7 +159,7 @@ class Deaths(RuleBasedStateMachine):
         assert self.drain is not None
         for worker in self.dead:
             self.all.bench.control.memory.store_u32(Control._line(FIRST_WORKER + worker) + PID_AT, 0)
-        self.drain.turn()
+        self.drain.turn(0)
 
     @rule(rounds=st.integers(1, 3))
     def network(self, rounds: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import select
 import threading
 from collections import Counter
 from typing import Any, Final
@@ -12,8 +14,10 @@ import pytest
 from slabpress.errors import BufferFullError
 from slabpress.pipeline.topics import Topic
 from slabpress.shm import layout as at
+from slabpress.shm.control import FIRST_WORKER
+from slabpress.shm.states import SEALED
 from slabpress.shm.topics import TopicTable
-from tests.pipeline.instant import WATCHDOG_S, Rig, until
+from tests.pipeline.instant import WATCHDOG_S, Rig, parts, until
 
 STUCK, HEALTHY = 1, 2
 VALUE = b"x" * 900  # one slab each
@@ -129,6 +133,95 @@ def test_with_nobody_else_left_records_without_a_key_wait_too() -> None:
         rig.thread.resume()
         waiting.join(WATCHDOG_S)
         assert not waiting.is_alive()
+        rig.flush()
+
+
+@pytest.mark.parametrize("leaders", [dict.fromkeys(range(8), 1), {n: 1 + n % 2 for n in range(8)}], ids=["one", "two"])
+@pytest.mark.timeout(WATCHDOG_S)
+def test_a_leader_whose_share_is_all_in_open_batches_has_them_sealed_before_they_have_lingered(
+    leaders: dict[int, int],
+) -> None:
+    with Rig(topics={"t": 8}, **(LONG | {"batch_size": 16_000})) as rig:
+        _route(rig, leaders)
+        rig.thread.resume()
+        for number in range(300):
+            rig.send("t", VALUE, partition=number % 8)
+        rig.flush()
+        rig.check_all_free()
+
+
+@pytest.mark.timeout(WATCHDOG_S)
+def test_of_a_leader_with_its_share_no_more_is_sealed_than_soon_makes_room() -> None:
+    with Rig(topics={"t": 8}, **(LONG | {"batch_size": 16_000, "max_block_ms": 20})) as rig:
+        _route(rig, dict.fromkeys(range(8), STUCK))
+        _fill(rig, 0)
+        for _ in range(5):
+            with contextlib.suppress(BufferFullError):
+                rig.send("t", VALUE, partition=0)
+        open_slabs, sealed_slabs = rig.session.arena.slab_states.tally(4)[1:3]
+        assert sealed_slabs > rig.session.arena.geometry.slab_count // 4
+        assert open_slabs >= rig.session.arena.geometry.slab_count // 4
+        rig.thread.resume()
+        rig.flush()
+
+
+@pytest.mark.timeout(WATCHDOG_S)
+def test_a_thread_that_is_called_for_room_and_then_held_back_has_the_next_one_called() -> None:
+    with parts(max_block_ms=60_000, batch_size=1000) as rig:
+        topic = rig.topic("t", 2)
+        for partition, leader in enumerate((STUCK, HEALTHY)):
+            rig.table.set_leader(rig.registry.partition_index(topic, partition), leader)
+        while rig.arena.slabs.count_free():
+            rig.send(VALUE, partition=0)  # one broker is known: nobody is held back
+        line, threads = rig.sender.line, []
+        for partition in (0, 1):
+            threads.append(threading.Thread(target=rig.send, args=(VALUE,), kwargs={"partition": partition}))
+            threads[-1].start()
+            until(lambda: len(line.turns) == len(threads))
+        rig.arena.memory.store_u32(at.BROKERS_AT, 2)
+        assert rig.pipeline.deliver_one() is not None
+        with rig.lock:
+            line.call_first()  # the first, which may not have the slab that has become free
+        threads[1].join(WATCHDOG_S)
+        assert not threads[1].is_alive()
+        assert threads[0].is_alive()
+        while rig.pipeline.deliver_one() is not None:
+            pass
+        with rig.lock:
+            line.call_first()
+        threads[0].join(WATCHDOG_S)
+        assert not threads[0].is_alive()
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.timeout(WATCHDOG_S)
+def test_with_no_entry_left_for_another_partition_there_is_nowhere_to_go_around_to(many: bool) -> None:
+    with Rig(topics={"t": 6}, **(LONG | {"max_block_ms": 20, "max_topic_partitions": 2})) as rig:
+        _route(rig, {0: STUCK, 1: STUCK})
+        _fill(rig, 0)
+        with pytest.raises(BufferFullError, match="broker 1 leads hold their share"):
+            rig.send_many("t", [VALUE]) if many else rig.send("t", VALUE)
+        rig.thread.resume()
+        rig.flush()
+
+
+@pytest.mark.timeout(WATCHDOG_S)
+def test_batches_that_were_set_aside_are_rung_for_as_long_as_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ring that said so may have gone to a worker that is stopped."""
+    monkeypatch.setattr("slabpress.pipeline.session._NUDGE_S", 0.01)
+    with Rig(**LONG) as rig:
+        _route(rig, {0: STUCK})
+        arena, bell = rig.session.arena, rig.coordinator.control.bells[FIRST_WORKER]
+        rig.send("t", VALUE, partition=0)
+        rig.session.seal_all()
+        rig.pipeline._admission._park(arena.batch_states.find_all(SEALED)[0])
+        arena.memory.store_u64(at.SEAL_HEAD_AT, arena.seal_tail)
+        rig.thread.stop()
+        bell.drain()
+        rig.coordinator.control.lie_down(FIRST_WORKER)
+        assert select.select([bell], [], [], WATCHDOG_S)[0], "nobody rang"
+        while rig.pipeline.deliver_one() is not None:
+            pass
         rig.flush()
 
 

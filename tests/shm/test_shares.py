@@ -11,7 +11,8 @@ from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.shares import output_shares
-from slabpress.shm.states import COMPRESSING, FREE, PARKED, READY, SEALED
+from slabpress.shm.splits import Splits
+from slabpress.shm.states import COMPRESSING, FREE, OVERSIZE, PARKED, READY, SEALED
 from slabpress.shm.topics import TopicTable
 from tests.shm.faults import Killed, Life, make_mortal
 from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena
@@ -185,6 +186,43 @@ def test_room_that_comes_while_batches_are_set_aside_lets_no_later_one_pass() ->
         assert worker.take() is None, "all are set aside by the count that was made for the first"
         assert not waiting
         assert _take_all(arena, worker) == order[16:]
+
+
+def test_a_leader_that_moves_between_two_looks_lets_no_later_batch_pass() -> None:
+    with small_arena(slabs=64, outputs=20, batches=128) as arena:
+        _route(arena, 1, 2)
+        coordinator = SealingCoordinator(arena)
+
+        class WhileTheLeaderMoves(Admission):
+            def _next_parked(self) -> int | None:
+                parked = super()._next_parked()
+                TopicTable(arena).set_leader(STUCK, None)
+                while waiting:
+                    deliver(arena, waiting.pop())
+                return parked
+
+        order = _seal_all(coordinator, STUCK, 20)
+        waiting = _take_all(arena, Admission(arena, 0))
+        order = order[len(waiting) :] + _seal_all(coordinator, STUCK, 2)
+        worker = WhileTheLeaderMoves(arena, 1)
+        assert worker.take() is None, "what was set aside has been looked at"
+        assert _take_all(arena, worker) == order
+
+
+def test_a_piece_of_a_split_batch_holds_no_slabs_of_its_leaders_share() -> None:
+    with small_arena(slabs=64, outputs=20, batches=128) as arena:
+        _route(arena, 1, 2)
+        coordinator, worker = SealingCoordinator(arena), Admission(arena, 0)
+        index = _seal(coordinator, STUCK, TWO_BLOCKS)
+        assert worker.take() == index
+        assert arena.slab_shares.held_by_leader(STUCK, 1 << COMPRESSING) == 2
+        publish_raw(arena, index)
+        output = Descriptors(arena).output(index)
+        Splits(arena).begin(index, output.first_output, output.payload_bytes, 0, 2)
+        arena.batch_states.store(index, OVERSIZE)
+        assert worker.take() == index
+        assert arena.batch_states.load(index) == COMPRESSING
+        assert arena.slab_shares.held_by_leader(STUCK, 1 << COMPRESSING) == 0
 
 
 class Walk:
