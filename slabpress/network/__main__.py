@@ -78,8 +78,9 @@ def drain_for(child: Child, loop: Loop, settings: NetworkSettings) -> None:
         loop.turn(_DRAIN_TURN_S)
         now = time.monotonic_ns()
         drain.turn(now)
-    write_log(settings.orphan_log, drain.words(job))
+    words = drain.words(job)
     child.control.stop()
+    write_log(settings.orphan_log, words)  # last: a pipe that nobody reads holds up nobody else
 
 
 if __name__ == "__main__":

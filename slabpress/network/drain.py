@@ -22,7 +22,7 @@ from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import FIRST_WORKER, Control
 from slabpress.shm.descriptors import Descriptors
-from slabpress.shm.handover import is_alive
+from slabpress.shm.handover import START_TIMEOUT_S, is_alive
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     FREE,
@@ -39,8 +39,6 @@ SYSLOG: Final = "syslog"
 # An index no worker has: this process takes the admission lock to recover, never to compress.
 _NO_WORKER: Final = 0xFFFD
 _DELIVERED: Final = 0
-# A worker that was being started when the job died works after this long, or never.
-_START_TIMEOUT_MS: Final = 30_000
 
 
 class Drain:
@@ -57,7 +55,7 @@ class Drain:
         self._arenas = list(arenas)
         self._control = control
         longest_ms = max((arena.delivery_timeout_ms for arena in self._arenas), default=0)
-        self._started_by_ns = now + _START_TIMEOUT_MS * NS_PER_MS
+        self._started_by_ns = now + round(START_TIMEOUT_S * 1e9)
         self._until_ns = now + (longest_ms + request_timeout_ms) * NS_PER_MS
         self._before = self._counts()
         self._any_worker = True

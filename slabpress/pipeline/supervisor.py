@@ -20,10 +20,9 @@ from typing import Final
 from slabpress.errors import ProcessError
 from slabpress.pipeline.child import ChildProcess, Role
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
-from slabpress.shm.handover import ArenaGrant, encode_change, pidfd_of_self
+from slabpress.shm.handover import START_TIMEOUT_S, ArenaGrant, encode_change, pidfd_of_self
 from slabpress.shm.states import PROCESS_RUNNING, PROCESS_STARTING
 
-START_TIMEOUT_S: Final = 30.0
 END_TIMEOUT_S: Final = 5.0
 # A child that dies before it works, this often in a row, will not work: say so instead of trying for ever.
 DEATHS_AT_START_MAX: Final = 3

@@ -14,15 +14,18 @@ import os
 import select
 import signal
 import socket
+import time
 from collections import deque
 from typing import Any, Final, NamedTuple
 
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, Control
 from slabpress.shm.doorbell import Doorbell
-from slabpress.shm.states import PROCESS_RUNNING
+from slabpress.shm.states import PROCESS_RUNNING, PROCESS_STARTING
 
 # More descriptors than the kernel passes in one message (SCM_MAX_FD is 253).
+# A child that was started works after this long, or never.
+START_TIMEOUT_S: Final = 30.0
 _DESCRIPTORS_AT_ONCE: Final = 256
 _CHANNEL_READ_BYTES: Final = 64 * 1024
 
@@ -151,6 +154,7 @@ class Child:
         self.parent = grant.parent
         self._parent_id = os.getppid()
         self.orphaned = False
+        self._orphaned_at = 0.0
         self._channel = Channel(grant.channel) if grant.channel >= 0 else None
         self._heard = 0
         self._mapped = 0
@@ -232,12 +236,18 @@ class Child:
         return self.control.stopping or self.parent_is_gone()
 
     def is_alive(self, slot: int) -> bool:
-        """Whether the process of a slot still runs."""
+        """Whether the process of a slot still runs, or is just being started by a job that died over it.
+
+        The line of one that is starting still names the job.
+        """
+        if self.control.state(slot) == PROCESS_STARTING:
+            return not self.orphaned or time.monotonic() - self._orphaned_at < START_TIMEOUT_S
         return is_alive(self.control.pid(slot))
 
     def become_orphan(self) -> None:
         """The coordinator is gone, and this process goes on for a while: watch it no more."""
         self.orphaned = True
+        self._orphaned_at = time.monotonic()
         self.control.get_up(COORDINATOR)  # nobody is there to be rung
 
 

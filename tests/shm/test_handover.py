@@ -17,8 +17,9 @@ import pytest
 
 from slabpress.shm import handover
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, FIRST_WORKER, Control
+from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.handover import ArenaGrant, Change, Channel, Child, Grant, decode_grant, encode_change, is_alive
+from slabpress.shm.states import PROCESS_STARTING
 from tests.shm.kit import small_arena
 
 SETTINGS: dict[str, Any] = {"acks": -1, "compression_type": "zstd", "compression_level": None, "name": "größe\n"}
@@ -295,3 +296,14 @@ def test_without_pidfds_a_process_is_alive_while_its_id_is_known(monkeypatch: py
     process.kill()
     process.communicate()
     assert not is_alive(process.pid)
+
+
+def test_to_an_orphan_a_process_that_was_being_started_is_alive_for_a_while(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line names the job, which is dead; without the network process it would end and leave that one alone."""
+    family.control.set_state(NETWORK, PROCESS_STARTING)
+    family.child.become_orphan()
+    assert family.child.is_alive(NETWORK)
+    monkeypatch.setattr(handover, "START_TIMEOUT_S", 0.0)
+    assert not family.child.is_alive(NETWORK)
