@@ -140,7 +140,7 @@ def test_a_producer_that_may_not_wait_learns_of_a_topic_all_the_same(
     def sent() -> bool:
         try:
             producer.send("t", b"x")
-        except UnknownTopicError:
+        except (UnknownTopicError, BootstrapError):  # it may not even wait for a connection
             return False
         return True
 

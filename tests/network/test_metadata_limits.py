@@ -133,7 +133,7 @@ def test_a_produce_response_that_is_too_large_is_told_in_the_end(fake: FakeBroke
     fake.hooks[PRODUCE] = lambda asked: struct.pack(">ii", TOO_LARGE, asked.correlation_id)
     with Rig(fake.address, delivery={"delivery_timeout_ms": 400}) as rig:
         rig.know("t")
-        assert f"a Produce response of {TOO_LARGE} bytes, more" in rig.result(rig.send("t", 0, b"x")).text
+        assert f"a Produce response of {TOO_LARGE}" in rig.result(rig.send("t", 0, b"x")).text
 
 
 def test_metadata_that_never_parses_is_reported_too(fake: FakeBroker) -> None:
