@@ -1,8 +1,10 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from mmap import mmap
 from types import TracebackType
 from typing import Any, Final
 
+from slabpress.errors import SlabpressError
+from slabpress.pipeline.batch import Batch, Delivery, DoneCallback
 from slabpress.records import Headers, Part
 
 NONE: Final[int]
@@ -87,11 +89,15 @@ class Shares:
     def has_any(self, partition: int, state: int) -> bool: ...
     def first_within(self, state: int) -> int: ...
 
-class RecordHandle:
-    _batch: OpenBatch
+class DeliveryHandle:
+    _batch: Batch
     _index: int
     _looked: bool
-    def __init__(self, batch: OpenBatch, index: int) -> None: ...
+    def __init__(self, batch: Batch, index: int) -> None: ...
+    def done(self) -> bool: ...
+    def result(self, timeout: float | None = None) -> Delivery: ...
+    def exception(self, timeout: float | None = None) -> SlabpressError | None: ...
+    def add_done_callback(self, callback: DoneCallback) -> None: ...
 
 class Mutex:
     def acquire(self, blocking: bool = True) -> bool: ...
@@ -108,9 +114,7 @@ class TopicLanes:
 class FastLane:
     closed: bool
     reserved: int
-    def __init__(
-        self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any], handle_type: type[RecordHandle]
-    ) -> None: ...
+    def __init__(self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any]) -> None: ...
     def append(
         self,
         topic_name: str,
@@ -119,7 +123,21 @@ class FastLane:
         headers: Headers | None,
         partition: int | None,
         timestamp_ms: int | None,
-    ) -> Any: ...
+    ) -> DeliveryHandle | None: ...
+
+class Sends:
+    def _send_through(self, lane: FastLane, long_way: Callable[..., DeliveryHandle]) -> None: ...
+    def send(
+        self,
+        topic: str,
+        value: Part = None,
+        *,
+        key: Part = None,
+        headers: Headers | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        on_delivery: DoneCallback | None = None,
+    ) -> DeliveryHandle: ...
 
 class SealPoint:
     def __init__(self, memory: Memory, tail_at: int, ring: Words, states: Words, seal_number_at: int) -> None: ...

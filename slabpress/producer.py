@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from slabpress._native import Sends
 from slabpress.config import Config
 from slabpress.errors import CallbackFlushError, FlushTimeoutError, SlabpressError
 from slabpress.observe.statistics import Statistics
-from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery
+from slabpress.pipeline.batch import DoneCallback, ManyDelivery
 from slabpress.pipeline.coordinator import Coordinator, check_memory, closed_error, forked_error, roles_of
 from slabpress.pipeline.many import send_many
 from slabpress.plan import MemoryPlan, plan_memory, plan_producer, process_lines, workers_of
@@ -25,7 +26,7 @@ logger = logging.getLogger("slabpress")
 logger.addHandler(logging.NullHandler())
 
 
-class Producer:
+class Producer(Sends):
     """A Kafka producer whose memory is one fixed block, decided before the first record.
 
     Thread-safe. Close it, or use it in a ``with`` block. Several servers may be named as
@@ -89,47 +90,12 @@ class Producer:
         self._coordinator = coordinator
         self._session = coordinator.open(config, plan_producer(config, plan.workers), on_delivery)
         self._sender = self._session.sender
-        self._fast_lane = self._sender.fast_lane
+        self._send_through(self._sender.fast_lane, self._sender.send)  # send() is native
 
     def _opened(self, *, private: bool) -> None:
         self._private = private
         self._closed = False
         _open_producers.add(self)
-
-    def send(
-        self,
-        topic: str,
-        value: Part = None,
-        *,
-        key: Part = None,
-        headers: Headers | None = None,
-        partition: int | None = None,
-        timestamp_ms: int | None = None,
-        on_delivery: DoneCallback | None = None,
-    ) -> DeliveryHandle:
-        """Accept one record. Accepted means: in the arena, not yet acknowledged; the handle tells of that.
-
-        Args:
-            topic: its topic.
-            value: bytes, bytearray, memoryview, str (UTF-8), or None for a null value (a tombstone).
-            key: the same; None is a null key.
-            headers: (name, value) pairs.
-            partition: its partition; None: by the key as Java's producer does, or without a key one partition
-                until its batch is sealed, then another.
-            timestamp_ms: milliseconds since the epoch; None is now.
-            on_delivery: called with the handle, on the callback thread.
-
-        Raises:
-            RecordError: the record was refused (see errors.py for the kinds); the producer goes on.
-            BufferFullError: there was no room within max_block_ms.
-            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
-        """
-        handle: DeliveryHandle | None = self._fast_lane.append(topic, value, key, headers, partition, timestamp_ms)
-        if handle is None:
-            handle = self._sender.send(topic, value, key, headers, partition, timestamp_ms)
-        if on_delivery is not None:
-            handle._call_on_thread(on_delivery)
-        return handle
 
     def send_many(
         self,

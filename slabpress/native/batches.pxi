@@ -47,8 +47,14 @@ cdef class OpenBatch:
         self.max_timestamp = 0
 
 
-cdef class RecordHandle:
-    """Which record of which batch. Subclassed in pipeline/; made once a record, so making it is native.
+@cython.final
+@cython.no_gc  # no cycle goes through it for long: a batch drops its callbacks once they have run
+@cython.freelist(64)
+cdef class DeliveryHandle:
+    """The promise of one record's delivery, in the manner of concurrent.futures.Future; thread-safe.
+
+    Dropping it costs nothing; a failure that nobody looked at is raised by the next flush() or close().
+    Native because one is made for every record; what it knows is its batch's (pipeline/batch.py).
 
     Args:
         batch: the batch.
@@ -63,3 +69,38 @@ cdef class RecordHandle:
         self._batch = batch
         self._index = index
         self._looked = False
+
+    def done(self):
+        """Whether the record was delivered or has failed."""
+        return (<object>self._batch).outcome is not None
+
+    def result(self, timeout=None):
+        """Wait for the delivery; where the record is.
+
+        Args:
+            timeout: seconds; None waits until the record is resolved, which delivery_timeout_ms bounds.
+
+        Raises:
+            DeliveryError: the record was not delivered.
+            TimeoutError: it was not resolved in time.
+        """
+        return (<object>self._batch).result_of(self, timeout)
+
+    def exception(self, timeout=None):
+        """Wait for the delivery and return its error, or None.
+
+        Raises:
+            TimeoutError: the record was not resolved in time.
+        """
+        return (<object>self._batch).exception_of(self, timeout)
+
+    def add_done_callback(self, callback):
+        """Call ``callback(handle)`` on the callback thread once the record is resolved.
+
+        Of a record that is resolved already, the callback runs at once, in this thread. An exception in it is
+        logged and hurts nothing.
+        """
+        (<object>self._batch).call_when_done(self, callback)
+
+    def __repr__(self):
+        return (<object>self._batch).describe(self)

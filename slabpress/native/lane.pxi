@@ -83,7 +83,6 @@ cdef class FastLane:
         mutex: the producer's lock.
         writer: the record writer.
         topics: the known topics by name, a dict of str to TopicLanes; looked at under the lock.
-        handle_type: a subclass of RecordHandle.
 
     Attributes:
         closed: nothing goes this way any more: the producer is closed, failed or forked. Set under the lock, but
@@ -95,35 +94,35 @@ cdef class FastLane:
     cdef Mutex mutex
     cdef RecordWriter writer
     cdef dict topics
-    cdef type handle_type
     cdef public bint closed
     cdef public Py_ssize_t reserved
 
-    def __init__(self, Mutex mutex not None, RecordWriter writer not None, dict topics not None, type handle_type):
+    def __init__(self, Mutex mutex not None, RecordWriter writer not None, dict topics not None):
         self.mutex = mutex
         self.writer = writer
         self.topics = topics
-        self.handle_type = handle_type
         self.closed = False
         self.reserved = 0
 
-    def append(self, topic_name, value, key, headers, partition, timestamp_ms):
+    cpdef DeliveryHandle append(self, topic_name, value, key, headers, partition, timestamp_ms):
         """Append one record: its handle, or None where it must go the long way. Raises what ``append`` raises."""
         cdef TopicLanes topic
-        cdef RecordHandle handle
+        cdef DeliveryHandle handle
         cdef object slot
-        cdef Py_ssize_t size = 0, target
+        cdef int64_t timestamp
+        cdef Py_ssize_t target
         if self.closed or type(topic_name) is not str:
             return None
         if headers is not None:
             headers = header_pairs(headers)  # before the lock: it may run the user's code
+        timestamp = read_timestamp(timestamp_ms)
         if not self.mutex.try_lock():
             return None
         try:
             slot = self.topics.get(topic_name)
             if slot is None or self.closed:
                 return None
-            topic = <TopicLanes?>slot
+            topic = <TopicLanes>slot
             if partition is not None:
                 if type(partition) is not int or not 0 <= partition < PyList_GET_SIZE(topic.open):
                     return None
@@ -132,16 +131,58 @@ cdef class FastLane:
                 target = topic.sticky
             else:
                 target = partition_of(key, PyList_GET_SIZE(topic.open))
-            slot = topic.open[target]
+            slot = <object>PyList_GET_ITEM(topic.open, target)
             if slot is None:
                 return None
             self.writer.reserve = self.reserved
-            size = self.writer.encode(<OpenBatch?>slot, key, value, headers, read_timestamp(timestamp_ms))
-            if size <= 0:
+            if self.writer.encode(<OpenBatch>slot, key, value, headers, timestamp) <= 0:
                 return None
-            handle = <RecordHandle>self.handle_type.__new__(self.handle_type)
+            handle = DeliveryHandle.__new__(DeliveryHandle)
             handle._batch = <OpenBatch>slot
             handle._index = handle._batch.records - 1
             return handle
         finally:
             self.mutex.unlock()
+
+
+cdef class Sends:
+    """``Producer.send``: one native call from the program to the copy into the slab. Producer is its subclass."""
+
+    cdef FastLane lane
+    cdef object long_way
+
+    def _send_through(self, FastLane lane not None, long_way not None):
+        """From now on records go this way, and those that cannot, the long one."""
+        self.lane = lane
+        self.long_way = long_way
+
+    def send(self, topic, value=None, *, key=None, headers=None, partition=None, timestamp_ms=None,
+             on_delivery=None):
+        """Accept one record. Accepted means: in the arena, not yet acknowledged; the handle tells of that.
+
+        Args:
+            topic: its topic.
+            value: bytes, bytearray, memoryview, str (UTF-8), or None for a null value (a tombstone).
+            key: the same; None is a null key.
+            headers: (name, value) pairs.
+            partition: its partition; None: by the key as Java's producer does, or without a key one partition
+                until its batch is sealed, then another.
+            timestamp_ms: milliseconds since the epoch; None is now.
+            on_delivery: called with the handle, on the callback thread.
+
+        Returns:
+            The record's DeliveryHandle.
+
+        Raises:
+            RecordError: the record was refused (see errors.py for the kinds); the producer goes on.
+            BufferFullError: there was no room within max_block_ms.
+            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
+        """
+        cdef DeliveryHandle handle = None
+        if self.lane is not None:
+            handle = self.lane.append(topic, value, key, headers, partition, timestamp_ms)
+        if handle is None:
+            handle = self.long_way(topic, value, key, headers, partition, timestamp_ms)
+        if on_delivery is not None:
+            (<object>handle._batch).call_on_thread(handle, on_delivery)
+        return handle

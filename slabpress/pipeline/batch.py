@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from slabpress._native import OpenBatch, RecordHandle
+from slabpress._native import DeliveryHandle, OpenBatch
 from slabpress.errors import DeliveryError, ForkedError, SlabpressError
 
 if TYPE_CHECKING:
     from slabpress.pipeline.topics import Topic
+
+__all__ = ["Batch", "Delivery", "DeliveryHandle", "DoneCallback", "ManyDelivery", "Outcome", "Piece", "Span", "Watch"]
 
 
 class Delivery(NamedTuple):
@@ -221,93 +223,62 @@ class Batch(OpenBatch):
             return Piece(0, self.records, self.outcome)
         return self.pieces[bisect.bisect_right(self.pieces, index, key=lambda piece: piece.first) - 1]
 
+    # What its handles say; theirs are the docstrings (native/batches.pxi).
 
-class DeliveryHandle(RecordHandle):
-    """The promise of one record's delivery, in the manner of concurrent.futures.Future; thread-safe.
-
-    Dropping it costs nothing; a failure that nobody looked at is raised by the next flush() or close().
-    """
-
-    __slots__ = ()
-    _batch: Batch
-
-    def done(self) -> bool:
-        """Whether the record was delivered or has failed."""
-        return self._batch.outcome is not None
-
-    def result(self, timeout: float | None = None) -> Delivery:
-        """Wait for the delivery.
-
-        Args:
-            timeout: seconds; None waits until the record is resolved, which delivery_timeout_ms bounds.
-
-        Raises:
-            DeliveryError: the record was not delivered.
-            TimeoutError: it was not resolved in time.
-        """
-        error = self.exception(timeout)
+    def result_of(self, handle: DeliveryHandle, timeout: float | None) -> Delivery:
+        """DeliveryHandle.result."""
+        error = self.exception_of(handle, timeout)
         if error is not None:
             raise error
-        batch = self._batch
-        first, _, outcome = batch.piece_of(self._index)
+        first, _, outcome = self.piece_of(handle._index)
         return Delivery(
-            batch.topic.name,
-            batch.partition,
-            outcome.base_offset + self._index - first if outcome.base_offset >= 0 else None,
+            self.topic.name,
+            self.partition,
+            outcome.base_offset + handle._index - first if outcome.base_offset >= 0 else None,
             outcome.append_time_ms if outcome.append_time_ms >= 0 else None,
         )
 
-    def exception(self, timeout: float | None = None) -> SlabpressError | None:
-        """Wait for the delivery and return its error, or None.
-
-        Raises:
-            TimeoutError: the record was not resolved in time.
-        """
-        batch = self._batch
-        if batch.outcome is None:
-            batch.watch.check_not_forked()
-            with batch.watch.changed:
-                if not batch.watch.changed.wait_for(self.done, timeout):
-                    raise TimeoutError(
-                        f"record for {batch.topic.name}-{batch.partition} not resolved within {timeout} s"
-                    )
-        error = batch.piece_of(self._index).outcome.error
-        if error is not None and not self._looked:
-            self._looked = True
-            with batch.watch.changed:
-                batch.watch.count_seen(batch, 1)
+    def exception_of(self, handle: DeliveryHandle, timeout: float | None) -> SlabpressError | None:
+        """DeliveryHandle.exception."""
+        watch = self.watch
+        if self.outcome is None:
+            watch.check_not_forked()
+            with watch.changed:
+                if not watch.changed.wait_for(handle.done, timeout):
+                    raise TimeoutError(f"record for {self.topic.name}-{self.partition} not resolved within {timeout} s")
+        error = self.piece_of(handle._index).outcome.error
+        if error is not None and not handle._looked:
+            handle._looked = True
+            with watch.changed:
+                watch.count_seen(self, 1)
         return error
 
-    def add_done_callback(self, callback: DoneCallback) -> None:
-        """Call ``callback(handle)`` on the callback thread once the record is resolved.
+    def call_when_done(self, handle: DeliveryHandle, callback: DoneCallback) -> None:
+        """DeliveryHandle.add_done_callback."""
+        if not self._ask_for(handle._index, callback):
+            run_callback(callback, handle)
 
-        Of a record that is resolved already, the callback runs at once, in this thread. An exception in it is
-        logged and hurts nothing.
-        """
-        if not self._ask_for(callback):
-            run_callback(callback, self)
+    def call_on_thread(self, handle: DeliveryHandle, callback: DoneCallback) -> None:
+        """As ``call_when_done``, but always on the callback thread, however quick the delivery was."""
+        if not self._ask_for(handle._index, callback):
+            self.watch.call_later(callback, handle)
 
-    def _call_on_thread(self, callback: DoneCallback) -> None:
-        """As ``add_done_callback``, but always on the callback thread, however quick the delivery was."""
-        if not self._ask_for(callback):
-            self._batch.watch.call_later(callback, self)
-
-    def _ask_for(self, callback: DoneCallback) -> bool:
+    def _ask_for(self, index: int, callback: DoneCallback) -> bool:
         """Have the callback run when the batch is resolved; False if it is resolved already."""
-        batch = self._batch
-        batch.watch.start_callbacks()
-        with batch.watch.changed:
-            if batch.outcome is not None:
+        self.watch.start_callbacks()
+        with self.watch.changed:
+            if self.outcome is not None:
                 return False
-            if batch.callbacks is None:
-                batch.callbacks = []
-            batch.callbacks.append((self._index, callback))
+            if self.callbacks is None:
+                self.callbacks = []
+            self.callbacks.append((index, callback))
             return True
 
-    def __repr__(self) -> str:
-        error = None if self._batch.outcome is None else self._batch.piece_of(self._index).outcome.error
-        state = "pending" if self._batch.outcome is None else "delivered" if error is None else repr(error)
-        return f"<DeliveryHandle {self._batch.topic.name}-{self._batch.partition} {state}>"
+    def describe(self, handle: DeliveryHandle) -> str:
+        """DeliveryHandle.__repr__."""
+        error = None if self.outcome is None else self.piece_of(handle._index).outcome.error
+        state = "pending" if self.outcome is None else "delivered" if error is None else repr(error)
+        return f"<DeliveryHandle {self.topic.name}-{self.partition} {state}>"
 
 
 class ManyDelivery:

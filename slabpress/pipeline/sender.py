@@ -65,7 +65,7 @@ class Sender:
         self.lock = lock
         self.line = RoomLine(lock, accumulator.must_wait)
         self._turns = self.line.turns
-        self.fast_lane = FastLane(lock, accumulator.writer, topics.known, DeliveryHandle)
+        self.fast_lane = FastLane(lock, accumulator.writer, topics.known)
         self.refusal: Callable[[], SlabpressError] | None = None
         self._max_block_ms = config.max_block_ms
         self._buffer_memory = config.buffer_memory
