@@ -302,6 +302,7 @@ def test_to_an_orphan_a_process_that_was_being_started_is_alive_for_a_while(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its line names the job, which is dead; without the network process it would end and leave that one alone."""
+    family.changes()
     family.control.set_state(NETWORK, PROCESS_STARTING)
     family.child.become_orphan()
     assert family.child.is_alive(NETWORK)
