@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from slabpress._native import LineSource
 from slabpress.config import Config
 from slabpress.errors import CallbackFlushError, FlushTimeoutError, SlabpressError
 from slabpress.observe.statistics import Statistics
 from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery
+from slabpress.pipeline.columns import ArrowData, LineBuffer, arrow_source, send_arrow, send_lines
 from slabpress.pipeline.coordinator import Coordinator, check_memory, closed_error, forked_error, roles_of
 from slabpress.pipeline.many import send_many
 from slabpress.plan import MemoryPlan, plan_memory, plan_producer, process_lines, workers_of
@@ -161,6 +163,79 @@ class Producer:
         """
         columns = (values, keys, headers, timestamps_ms)
         return send_many(self._sender, self._session.accumulator, topic, columns, partition, self.config.max_block_ms)
+
+    def send_lines(
+        self,
+        topic: str,
+        buffer: LineBuffer,
+        *,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        crlf: bool = False,
+    ) -> ManyDelivery:
+        r"""Accept every line of a buffer as the value of a record without a key, at the speed of a copy.
+
+        Only ``\n`` ends a line, and is no part of the value. A last line without one counts; an empty line is an
+        empty value. The buffer is not copied first: do not change it meanwhile.
+
+        Args:
+            topic: their topic.
+            buffer: bytes, bytearray, memoryview (contiguous) or mmap.
+            partition: the partition of all of them; None: one partition until its batch is full, then another.
+            timestamp_ms: milliseconds since the epoch, of every record; None is now.
+            crlf: leave out one ``\r`` at the end of a line.
+
+        Returns:
+            One promise for all of them.
+
+        Raises:
+            RecordError: a line was refused, or there was no room; ``accepted`` on the error says how many records
+                went before it and are on their way, ``byte_offset`` where in the buffer the first line begins that
+                did not: go on with ``memoryview(buffer)[error.byte_offset:]``.
+            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
+        """
+        source = LineSource(buffer, crlf, timestamp_ms)
+        return send_lines(self._sender, self._session.accumulator, topic, source, partition, self.config.max_block_ms)
+
+    def send_arrow(
+        self,
+        topic: str,
+        data: ArrowData,
+        *,
+        value: str | None = None,
+        key: str | None = None,
+        timestamp_ms: str | int | None = None,
+        partition: int | None = None,
+    ) -> ManyDelivery:
+        """Accept every row of Arrow data as a record: of pyarrow, polars, DuckDB, pandas and others.
+
+        Values and keys are columns of binary, large_binary, fixed_size_binary, binary_view, string, large_string or
+        string_view; a null is a null value (a tombstone) or a null key. Rows are written from where they lie, chunk by
+        chunk; slices and chunks are fine, dictionaries must be decoded first.
+
+        Args:
+            topic: their topic.
+            data: an object with ``__arrow_c_array__`` or ``__arrow_c_stream__``: a table, a record batch, a data frame,
+                a reader (which is used up), or a single column, which is the values.
+            value: name of the column of the values; left out where data is a single column.
+            key: name of the column of the keys; None: no record has one.
+            timestamp_ms: name of a column of type timestamp, or int64 in milliseconds since the epoch, in which null is
+                now; or a number for all; None is now.
+            partition: the partition of all of them; None: each by its key as Java's producer does, or without a key
+                one partition until its batch is full, then another.
+
+        Returns:
+            One promise for all of them.
+
+        Raises:
+            RecordError: a column cannot be sent, a record was refused, there was no room, or the stream failed;
+                ``accepted`` on the error says how many rows were accepted and are on their way: go on with
+                ``data.slice(error.accepted)``. Of a reader, the rest of the chunk is lost: send its batches one by one
+                where that matters.
+            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
+        """
+        source = arrow_source(data, value, key, timestamp_ms)
+        return send_arrow(self._sender, self._session.accumulator, topic, source, partition, self.config.max_block_ms)
 
     def flush(self, timeout: float | None = None) -> None:
         """Send what was accepted without waiting for linger, and wait until it is resolved and reported.
