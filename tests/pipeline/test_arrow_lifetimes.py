@@ -135,6 +135,19 @@ def test_a_view_that_is_null_is_not_followed() -> None:
         assert rig.pipeline.values("t", 0) == [None, b"ok"]
 
 
+def test_what_lies_under_a_row_that_is_null_is_not_looked_at() -> None:
+    exporter = Exporter()
+    rows = exporter.new_array([b""] * 2, 2, b"\x02", null_count=1)
+    views = [None, struct.pack("i4sii", 20, b"abcd", 77, 0) + struct.pack("i12s", 2, b"ok"), b"\x00" * 8]
+    for child in exporter.children(rows):
+        exporter.fill_raw(child, 2, views)
+    data = exporter.array(exporter.new_schema(b"vu", columns=[b"k", b"v"]), rows)
+    with Rig({"t": 1}) as rig:
+        rig.producer.send_arrow("t", data, value="v", key="k").result(WATCHDOG_S)
+        found = [(record.key, record.value) for batch in rig.pipeline.batches for record in batch.records]
+        assert found == [(None, None), (b"ok", b"ok")]
+
+
 def test_what_the_sender_of_the_data_held_is_free_after_the_call() -> None:
     gc.collect()
     before = pa.total_allocated_bytes()

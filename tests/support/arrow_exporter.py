@@ -130,15 +130,17 @@ class Exporter:
             made.n_children, made.children = len(columns), self._address(children)
         return made
 
-    def fill_array(self, made: _Array, values: Sequence[bytes], columns: int = 0, **fields: Any) -> _Array:
-        """Make it an array of binary values, or of structs with that many equal columns; ``fields`` lie."""
+    def fill_array(
+        self, made: _Array, values: Sequence[bytes], columns: int = 0, validity: bytes | None = None, **fields: Any
+    ) -> _Array:
+        """Make it an array of binary values, or of structs with that many equal columns; ``fields`` may lie."""
         self.made["array"] += 1
         if columns:
             children = (ctypes.c_void_p * columns)()
             for place in range(columns):
                 children[place] = ctypes.addressof(self._fill(self._keep(_Array()), values))
-            made.length, made.n_buffers, made.n_children = len(values), 1, columns
-            made.buffers, made.children = self._address((ctypes.c_void_p * 1)()), self._address(children)
+            self.fill_raw(made, len(values), [validity])
+            made.n_children, made.children = columns, self._address(children)
         else:
             self._fill(made, values)
         made.release = self._address(self._release["array"])
@@ -159,6 +161,12 @@ class Exporter:
             table[place] = self._address(ctypes.create_string_buffer(buffer, len(buffer))) if buffer else None
         made.length, made.n_buffers, made.buffers = length, len(buffers), self._address(table)
         return made
+
+    @staticmethod
+    def children(made: _Array) -> list[_Array]:
+        """The columns of an array of structs."""
+        table = (ctypes.c_void_p * made.n_children).from_address(made.children)
+        return [_Array.from_address(at) for at in table]
 
     def array(
         self, schema: _Schema, array: _Array, names: tuple[bytes, bytes] = (b"arrow_schema", b"arrow_array")
@@ -202,9 +210,11 @@ class Exporter:
         """A schema."""
         return self.fill_schema(_Schema(), arrow_format, columns)
 
-    def new_array(self, values: Sequence[bytes], columns: int = 0, **fields: Any) -> _Array:
+    def new_array(
+        self, values: Sequence[bytes], columns: int = 0, validity: bytes | None = None, **fields: Any
+    ) -> _Array:
         """An array."""
-        return self.fill_array(_Array(), values, columns, **fields)
+        return self.fill_array(_Array(), values, columns, validity, **fields)
 
     def raw_array(self, length: int, buffers: Sequence[bytes | None]) -> _Array:
         """An array of any buffers."""
