@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
-import time
 import warnings
-import weakref
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +12,7 @@ from typing import Any, Self
 from slabpress._native import LineSource
 from slabpress.config import Config
 from slabpress.errors import CallbackFlushError, FlushTimeoutError, SlabpressError
+from slabpress.exits import close_at_exit, open_producers
 from slabpress.observe.statistics import Statistics
 from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery
 from slabpress.pipeline.columns import ArrowData, LineBuffer, arrow_source, send_arrow, send_lines
@@ -96,7 +94,7 @@ class Producer:
     def _opened(self, *, private: bool) -> None:
         self._private = private
         self._closed = False
-        _open_producers.add(self)
+        open_producers.add(self)
 
     def send(
         self,
@@ -285,7 +283,7 @@ class Producer:
             # a producer whose lock its own thread holds.
             self._session.refuse(closed_error)
             self._closed = True
-            _open_producers.discard(self)
+            open_producers.discard(self)
             self._close(timeout)
 
     def _close(self, timeout: float | None) -> None:
@@ -340,33 +338,3 @@ class Producer:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
         return f"<Producer {','.join(self.config.bootstrap_servers)} {state}>"
-
-
-def close_at_exit(producer: Producer) -> None:
-    """Flush a producer that nobody closed, for exit_flush_ms, and say what was lost."""
-    if producer._closed or producer._coordinator.is_forked:
-        return
-    started = time.monotonic()
-    seconds = producer.config.exit_flush_ms / 1000
-    try:
-        producer.close(seconds)
-    except FlushTimeoutError as error:
-        waited = time.monotonic() - started
-        warnings.warn(
-            f"{error.records} records were lost: the producer was not closed, and they were not acknowledged "
-            f"within exit_flush_ms={producer.config.exit_flush_ms} ({waited:.1f} s)",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        logger.warning("%s records were lost at exit", error.records)
-    except SlabpressError as error:
-        warnings.warn(f"a producer that was not closed: {error}", RuntimeWarning, stacklevel=2)
-
-
-_open_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all_at_exit() -> None:
-    for producer in list(_open_producers):
-        close_at_exit(producer)

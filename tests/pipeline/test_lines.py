@@ -115,6 +115,12 @@ def test_more_than_the_arena_holds_goes_through_in_one_call_and_round_the_partit
         assert sorted(value for values in found for value in values if value) == sorted(_lines(data))
 
 
+def test_with_a_full_partition_table_lines_stay_on_the_partitions_that_have_an_entry() -> None:
+    with Rig({"t": 9}, max_topic_partitions=2) as rig:
+        assert rig.producer.send_lines("t", b"line\n" * 30_000).result(WATCHDOG_S) == 30_000
+        assert len({batch.partition for batch in rig.pipeline.batches}) == 2
+
+
 def test_a_file_is_sent_through_its_mapping() -> None:
     with tempfile.TemporaryFile() as file, Rig({"t": 1}) as rig:
         file.write(b"one\ntwo\r\n\nlast")
