@@ -106,7 +106,7 @@ def test_every_struct_is_released_once_however_the_call_ends(name: str) -> None:
         else:
             with pytest.raises(error, match=says) as caught:
                 rig.producer.send_arrow("t", data, **columns)
-            if name != "another capsule":  # of which nothing was taken
+            if name not in ("another capsule", "a wrong timestamp"):  # of which nothing was taken
                 assert exporter.released == exporter.made, "at once, though the error's frames hold everything"
             del data, caught
             gc.collect()
