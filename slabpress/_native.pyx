@@ -32,7 +32,10 @@ cdef extern from *:
     /* "I sleep" / "is there work?" on one side and "here is work" / "who sleeps?" on the other need a full
        fence between their store and their load, or both can miss the other (Dekker). */
     static inline void sp_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-    /* A hint: the address need not exist. */
+    /* Hints: the addresses need not exist. */
+    static inline void sp_prefetch_to_write(const void *p, int64_t size) {
+        for (int64_t at = 0; at < size; at += 64) __builtin_prefetch((const char *)p + at, 1, 2);
+    }
     static inline void sp_prefetch(const void *p, int64_t size) {
         for (int64_t at = 0; at < size; at += 64) __builtin_prefetch((const char *)p + at, 0, 2);
     }
@@ -47,6 +50,7 @@ cdef extern from *:
     uint64_t sp_load64(const void *p) nogil
     void sp_store64(void *p, uint64_t v) nogil
     void sp_fence() nogil
+    void sp_prefetch_to_write(const void *p, int64_t size) nogil
     void sp_prefetch(const void *p, int64_t size) nogil
     int64_t sp_now_ms() nogil
 

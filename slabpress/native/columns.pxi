@@ -7,10 +7,8 @@ cdef enum:
     # less than a millisecond, and to get the interpreter back from a thread that computes takes five.
     RUN_BYTES = 1 << 20
     # So far ahead of what is written the data is called into the cache: reading the next block and writing this one
-    # then overlap. 107 -> 75 ns for a line of 200 bytes, 68 -> 62 for a row, with nothing in any cache. The processor
-    # does as much by itself within a long value.
+    # then overlap. 107 -> 75 ns for a line of 200 bytes, 68 -> 62 for a row, with nothing in any cache.
     AHEAD_BYTES = 16384
-    AHEAD_MAX = 1024
     # A record's timestamp is the time of its append.
     NOW = -1
 
@@ -94,7 +92,7 @@ cdef class Source:
                 size = writer.write(<OpenBatch?>slot, key.data, key.size, self.values[place].data,
                                     self.values[place].size, None,
                                     self.stamps[place] if self.stamped and self.stamps[place] != NOW else timestamp)
-                sp_prefetch(self.values[place].data + AHEAD_BYTES, min(self.values[place].size, AHEAD_MAX))
+                sp_prefetch(self.values[place].data + AHEAD_BYTES, min(self.values[place].size, PREFETCH_MAX))
                 if size <= 0:
                     if size == 0:
                         return STOPPED_BATCH_FULL, target, sticky
@@ -172,7 +170,7 @@ cdef class LineSource(Source):
         cdef Py_ssize_t count = 0
         cdef const char *newline
         cdef const char *line = self.cursor
-        while count < BLOCK_ROWS and line < self.end:
+        while count < BLOCK_ROWS and line < self.end and line - self.cursor < AHEAD_BYTES:
             newline = <const char *>memchr(line, c'\n', self.end - line)
             if newline == NULL:
                 newline = self.end

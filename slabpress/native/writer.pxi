@@ -1,5 +1,12 @@
 # Writing Kafka v2 records into slabs, and publishing a batch.
 
+cdef enum:
+    # So far ahead of the cursor a slab is called into the cache: 69 -> 57 ns for a record of 200 bytes that comes from
+    # memory in no cache and goes to such. Of a long record the processor sees by itself where it goes.
+    WRITE_AHEAD_BYTES = 4096
+    PREFETCH_MAX = 1024
+
+
 cdef class SealPoint:
     """Where the order of seals is kept. The coordinator alone seals.
 
@@ -256,6 +263,8 @@ cdef class RecordWriter:
             end[0] = 0  # no headers
             batch.position += total
             batch.room -= total
+            if batch.room > WRITE_AHEAD_BYTES:  # beyond is somebody else's slab
+                sp_prefetch_to_write(batch.position + WRITE_AHEAD_BYTES, min(<int64_t>total, PREFETCH_MAX))
         else:
             end = write_head(small, body, delta, batch.records, key_size)
             self.put(batch, small, end - small)

@@ -130,6 +130,16 @@ def test_a_partition_is_for_all_rows_whatever_their_keys() -> None:
         assert rig.pipeline.values("t", 2) == [b"1", b"2", b"3"]
 
 
+def test_rows_without_a_key_go_from_one_sticky_partition_to_the_next_like_other_records_without_one() -> None:
+    keys = [None if number % 3 else b"key" for number in range(6000)]
+    table = pa.table({"k": pa.array(keys, pa.binary()), "v": [b"%d" % number for number in range(6000)]})
+    with Rig({"t": 4}) as rig:
+        assert rig.producer.send_arrow("t", table, value="v", key="k").result(WATCHDOG_S) == 6000
+        _check_rows(rig, [(key, b"%d" % number) for number, key in enumerate(keys)])
+        where = {b.partition for b in rig.pipeline.batches if any(record.key is None for record in b.records)}
+        assert len(where) > 1
+
+
 def test_more_than_the_arena_holds_goes_through_in_one_call() -> None:
     rows = [(b"%d" % (number % 50), b"%6d" % number) for number in range(20_000)]
     table = pa.table({"k": [key for key, _ in rows], "v": [value for _, value in rows]})

@@ -136,12 +136,14 @@ def test_a_run_ends_now_and_then_so_that_others_get_the_interpreter() -> None:
         writer, lanes = make_writer(arena), _lanes(open_batch(arena))
         source = LineSource(data * 25_000, False, None)
         reasons, before = [], 0
+        touched: list[Any] = []
         while not source.is_done():
-            reasons.append(source.append(writer, lanes, 0, 1, [])[0])
+            reasons.append(source.append(writer, lanes, 0, 1, touched)[0])
             assert source.offset == 100 * source.taken
             assert (source.taken - before) * 108 < MIB + 200
             before = source.taken
         assert reasons == [PAUSED, PAUSED, ALL_APPENDED]
+        assert touched == [(lanes.open[0], 0)], "once a call"
         source.close()
 
 
