@@ -103,6 +103,7 @@ def test_every_struct_is_released_once_however_the_call_ends(name: str) -> None:
             many = rig.producer.send_arrow("t", data, **columns)
             assert exporter.released == exporter.made, "at once, not when the data goes"
             many.result(WATCHDOG_S)
+            assert b"".join(value or b"" for value in rig.pipeline.values("t", 0)) in (b"", b"ab", b"abc")
         else:
             with pytest.raises(error, match=says) as caught:
                 rig.producer.send_arrow("t", data, **columns)

@@ -79,6 +79,7 @@ class Exporter:
         self.made: Counter[str] = Counter()
         self.released: Counter[str] = Counter()
         self._kept: list[Any] = []
+        self._buffers: list[list[Any]] = []
         self._release = {
             kind: self._keep(_OF_ONE(lambda at, kind=kind, of=of: self._released(kind, of, at)))
             for kind, of in (("schema", _Schema), ("array", _Array), ("stream", _Stream))
@@ -97,6 +98,15 @@ class Exporter:
         assert made.release, "a struct that was released is released again"
         made.release = None
         self.released[kind] += 1
+        if kind == "array":
+            self._scribble(made)
+
+    def _scribble(self, made: _Array) -> None:
+        """Whoever reads what was released reads nonsense."""
+        for buffer in self._buffers[made.private_data - 1]:
+            ctypes.memset(buffer, 0xA5, len(buffer))
+        for child in self.children(made):
+            self._scribble(child)
 
     def _destroy(self, capsule: int) -> None:
         """As an exporter's capsules do: release what nobody has taken."""
@@ -157,14 +167,19 @@ class Exporter:
     def fill_raw(self, made: _Array, length: int, buffers: Sequence[bytes | None]) -> _Array:
         """Make it an array of these buffers."""
         table = (ctypes.c_void_p * len(buffers))()
-        for place, buffer in enumerate(buffers):
-            table[place] = self._address(ctypes.create_string_buffer(buffer, len(buffer))) if buffer else None
+        own = [ctypes.create_string_buffer(buffer, len(buffer)) if buffer else None for buffer in buffers]
+        for place, buffer in enumerate(own):
+            table[place] = self._address(buffer) if buffer is not None else None
+        self._buffers.append([buffer for buffer in own if buffer is not None])
+        made.private_data = len(self._buffers)
         made.length, made.n_buffers, made.buffers = length, len(buffers), self._address(table)
         return made
 
     @staticmethod
     def children(made: _Array) -> list[_Array]:
         """The columns of an array of structs."""
+        if not made.n_children:
+            return []
         table = (ctypes.c_void_p * made.n_children).from_address(made.children)
         return [_Array.from_address(at) for at in table]
 
