@@ -15,6 +15,7 @@ STOPPED_BATCH_FULL: Final[int]
 STOPPED_NO_SLAB: Final[int]
 STOPPED_NOT_OPEN: Final[int]
 STOPPED_TOO_LARGE: Final[int]
+PAUSED: Final[int]
 
 class Memory:
     size: int
@@ -182,6 +183,25 @@ class RecordWriter:
         call: int,
         touched: list[Any],
     ) -> tuple[int, int, int]: ...
+
+class Source:
+    taken: int
+    def is_done(self) -> bool: ...
+    def append(
+        self, writer: RecordWriter, topic: TopicLanes, partition: int, call: int, touched: list[Any]
+    ) -> tuple[int, int, bool]: ...
+    def close(self) -> None: ...
+
+class LineSource(Source):
+    offset: int
+    def __init__(self, buffer: Any, crlf: bool, timestamp_ms: int | None) -> None: ...
+
+class ArrowSource(Source):
+    is_struct: bool
+    fields: list[tuple[str, str, bool]]
+    def __init__(self, data: Any, timestamp_ms: int | None) -> None: ...
+    def choose(self, value: int, key: int, timestamp: int) -> None: ...
+    def next_chunk(self) -> bool: ...
 
 def murmur2(data: bytes) -> int: ...
 def partition_for_key(key: Part, partitions: int) -> int: ...

@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in seven pieces that can each be read in one sitting, included below.
+One module in ten pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
@@ -13,9 +13,10 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.unicode cimport PyUnicode_Check
-from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcpy, memset, strerror
 
 from slabpress.errors import RecordTypeError, RecordValueError
 
@@ -31,6 +32,13 @@ cdef extern from *:
     /* "I sleep" / "is there work?" on one side and "here is work" / "who sleeps?" on the other need a full
        fence between their store and their load, or both can miss the other (Dekker). */
     static inline void sp_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+    /* Hints: the addresses need not exist. */
+    static inline void sp_prefetch_to_write(const void *p, int64_t size) {
+        for (int64_t at = 0; at < size; at += 64) __builtin_prefetch((const char *)p + at, 1, 2);
+    }
+    static inline void sp_prefetch(const void *p, int64_t size) {
+        for (int64_t at = 0; at < size; at += 64) __builtin_prefetch((const char *)p + at, 0, 2);
+    }
     static inline int64_t sp_now_ms(void) {
         struct timespec t;
         clock_gettime(CLOCK_REALTIME, &t);
@@ -42,6 +50,8 @@ cdef extern from *:
     uint64_t sp_load64(const void *p) nogil
     void sp_store64(void *p, uint64_t v) nogil
     void sp_fence() nogil
+    void sp_prefetch_to_write(const void *p, int64_t size) nogil
+    void sp_prefetch(const void *p, int64_t size) nogil
     int64_t sp_now_ms() nogil
 
 cdef extern from "<pthread.h>" nogil:
@@ -72,12 +82,13 @@ cdef uint32_t C_NONE = 0xFFFFFFFF
 BATCH_FULL = 0
 NO_SLAB = -1
 
-# Why RecordWriter.append_many stopped.
+# Why RecordWriter.append_many, or Source.append, stopped.
 ALL_APPENDED = 0
 STOPPED_BATCH_FULL = 1
 STOPPED_NO_SLAB = 2
 STOPPED_NOT_OPEN = 3
 STOPPED_TOO_LARGE = 4
+PAUSED = 5
 
 include "native/memory.pxi"
 include "native/batches.pxi"
@@ -86,3 +97,6 @@ include "native/encoding.pxi"
 include "native/writer.pxi"
 include "native/lane.pxi"
 include "native/split.pxi"
+include "native/columns.pxi"
+include "native/arrow.pxi"
+include "native/rows.pxi"

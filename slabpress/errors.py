@@ -78,10 +78,13 @@ class RecordError(SlabpressError):
     """One record was refused; nothing of it was kept and the next record is welcome.
 
     Attributes:
-        accepted: how many records of a send_many() call were accepted before this one (0 for send()).
+        accepted: how many records of a send_many(), send_lines() or send_arrow() call were accepted before this one
+            (0 for send()).
+        byte_offset: where in send_lines()'s buffer the first line begins that was not accepted; None for the others.
     """
 
     accepted: int = 0
+    byte_offset: int | None = None
 
 
 class RecordTypeError(RecordError, TypeError):
@@ -121,7 +124,7 @@ class BootstrapError(RecordError):
 
 
 class BufferFullError(RecordError):
-    """Raised by send() and send_many() when the arena had no room within max_block_ms."""
+    """Raised by send(), send_many() and their like when the arena had no room within max_block_ms."""
 
     retriable = True
 

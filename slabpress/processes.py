@@ -13,11 +13,12 @@ from typing import Any, Self
 
 from slabpress.config import MAX_MILLISECONDS, PIPELINE_SETTINGS, Config, check_names
 from slabpress.errors import CallbackFlushError, SlabpressError
+from slabpress.exits import close_at_exit
 from slabpress.observe.statistics import MemoryFigure
 from slabpress.pipeline.batch import DoneCallback
 from slabpress.pipeline.coordinator import Coordinator, check_memory, forked_error, roles_of
 from slabpress.plan import PipelinePlan, plan_producer, process_lines, workers_of
-from slabpress.producer import Producer, close_at_exit
+from slabpress.producer import Producer
 
 logger = logging.getLogger("slabpress")
 

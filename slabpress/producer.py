@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
-import time
 import warnings
-import weakref
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from slabpress._native import Sends
+from slabpress._native import LineSource, Sends
 from slabpress.config import Config
 from slabpress.errors import CallbackFlushError, FlushTimeoutError, SlabpressError
+from slabpress.exits import close_at_exit, open_producers
 from slabpress.observe.statistics import Statistics
 from slabpress.pipeline.batch import DoneCallback, ManyDelivery
+from slabpress.pipeline.columns import ArrowData, LineBuffer, arrow_source, send_arrow, send_lines
 from slabpress.pipeline.coordinator import Coordinator, check_memory, closed_error, forked_error, roles_of
 from slabpress.pipeline.many import send_many
 from slabpress.plan import MemoryPlan, plan_memory, plan_producer, process_lines, workers_of
@@ -95,7 +94,7 @@ class Producer(Sends):
     def _opened(self, *, private: bool) -> None:
         self._private = private
         self._closed = False
-        _open_producers.add(self)
+        open_producers.add(self)
 
     def send_many(
         self,
@@ -127,6 +126,79 @@ class Producer(Sends):
         """
         columns = (values, keys, headers, timestamps_ms)
         return send_many(self._sender, self._session.accumulator, topic, columns, partition, self.config.max_block_ms)
+
+    def send_lines(
+        self,
+        topic: str,
+        buffer: LineBuffer,
+        *,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        crlf: bool = False,
+    ) -> ManyDelivery:
+        r"""Accept every line of a buffer as the value of a record without a key, at the speed of a copy.
+
+        Only ``\n`` ends a line, and is no part of the value. A last line without one counts; an empty line is an
+        empty value. The buffer is not copied first: do not change it meanwhile.
+
+        Args:
+            topic: their topic.
+            buffer: bytes, bytearray, memoryview (contiguous) or mmap.
+            partition: the partition of all of them; None: one partition until its batch is full, then another.
+            timestamp_ms: milliseconds since the epoch, of every record; None is now.
+            crlf: leave out one ``\r`` at the end of a line.
+
+        Returns:
+            One promise for all of them.
+
+        Raises:
+            RecordError: a line was refused, or there was no room; ``accepted`` on the error says how many records
+                went before it and are on their way, ``byte_offset`` where in the buffer the first line begins that
+                did not: go on with ``memoryview(buffer)[error.byte_offset:]``.
+            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
+        """
+        source = LineSource(buffer, crlf, timestamp_ms)
+        return send_lines(self._sender, self._session.accumulator, topic, source, partition, self.config.max_block_ms)
+
+    def send_arrow(
+        self,
+        topic: str,
+        data: ArrowData,
+        *,
+        value: str | None = None,
+        key: str | None = None,
+        timestamp_ms: str | int | None = None,
+        partition: int | None = None,
+    ) -> ManyDelivery:
+        """Accept every row of Arrow data as a record: of pyarrow, polars, DuckDB, pandas and others.
+
+        Values and keys are columns of binary, large_binary, fixed_size_binary, binary_view, string, large_string or
+        string_view; a null is a null value (a tombstone) or a null key. Rows are written from where they lie, chunk by
+        chunk; slices and chunks are fine, dictionaries must be decoded first.
+
+        Args:
+            topic: their topic.
+            data: an object with ``__arrow_c_array__`` or ``__arrow_c_stream__``: a table, a record batch, a data frame,
+                a reader (which is used up), or a single column, which is the values.
+            value: name of the column of the values; left out where data is a single column.
+            key: name of the column of the keys; None: no record has one.
+            timestamp_ms: name of a column of type timestamp, or int64 in milliseconds since the epoch, in which null is
+                now; or a number for all; None is now.
+            partition: the partition of all of them; None: each by its key as Java's producer does, or without a key
+                one partition until its batch is full, then another.
+
+        Returns:
+            One promise for all of them.
+
+        Raises:
+            RecordError: a column cannot be sent, a record was refused, there was no room, or the stream failed;
+                ``accepted`` on the error says how many rows were accepted and are on their way: go on with
+                ``data.slice(error.accepted)``. Of a reader, the rest of the chunk is lost: send its batches one by one
+                where that matters.
+            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
+        """
+        source = arrow_source(data, value, key, timestamp_ms)
+        return send_arrow(self._sender, self._session.accumulator, topic, source, partition, self.config.max_block_ms)
 
     def flush(self, timeout: float | None = None) -> None:
         """Send what was accepted without waiting for linger, and wait until it is resolved and reported.
@@ -176,7 +248,7 @@ class Producer(Sends):
             # a producer whose lock its own thread holds.
             self._session.refuse(closed_error)
             self._closed = True
-            _open_producers.discard(self)
+            open_producers.discard(self)
             self._close(timeout)
 
     def _close(self, timeout: float | None) -> None:
@@ -231,33 +303,3 @@ class Producer(Sends):
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
         return f"<Producer {','.join(self.config.bootstrap_servers)} {state}>"
-
-
-def close_at_exit(producer: Producer) -> None:
-    """Flush a producer that nobody closed, for exit_flush_ms, and say what was lost."""
-    if producer._closed or producer._coordinator.is_forked:
-        return
-    started = time.monotonic()
-    seconds = producer.config.exit_flush_ms / 1000
-    try:
-        producer.close(seconds)
-    except FlushTimeoutError as error:
-        waited = time.monotonic() - started
-        warnings.warn(
-            f"{error.records} records were lost: the producer was not closed, and they were not acknowledged "
-            f"within exit_flush_ms={producer.config.exit_flush_ms} ({waited:.1f} s)",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        logger.warning("%s records were lost at exit", error.records)
-    except SlabpressError as error:
-        warnings.warn(f"a producer that was not closed: {error}", RuntimeWarning, stacklevel=2)
-
-
-_open_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all_at_exit() -> None:
-    for producer in list(_open_producers):
-        close_at_exit(producer)

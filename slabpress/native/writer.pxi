@@ -1,5 +1,12 @@
 # Writing Kafka v2 records into slabs, and publishing a batch.
 
+cdef enum:
+    # So far ahead of the cursor a slab is called into the cache: 69 -> 57 ns for a record of 200 bytes that comes from
+    # memory in no cache and goes to such. Of a long record the processor sees by itself where it goes.
+    WRITE_AHEAD_BYTES = 4096
+    PREFETCH_MAX = 1024
+
+
 cdef class SealPoint:
     """Where the order of seals is kept. The coordinator alone seals.
 
@@ -198,15 +205,28 @@ cdef class RecordWriter:
 
     cdef Py_ssize_t encode(self, OpenBatch batch, object key, object value, list headers,
                            int64_t timestamp) except -3:
-        """Encode one record at the batch's cursor: its size, or 0 full, -1 no slab, -2 too large."""
+        """Encode one record of objects at the batch's cursor; see ``write``."""
         cdef Piece key_piece, value_piece
+        key_piece.held = False
+        value_piece.held = False
+        try:
+            grab(key, &key_piece, "key")
+            grab(value, &value_piece, "value")
+            return self.write(batch, key_piece.data, key_piece.size, value_piece.data, value_piece.size, headers,
+                              timestamp)
+        finally:
+            let_go(&key_piece)
+            let_go(&value_piece)
+
+    @cython.final
+    cdef Py_ssize_t write(self, OpenBatch batch, const char *key, Py_ssize_t key_size, const char *value,
+                          Py_ssize_t value_size, list headers, int64_t timestamp) except -3:
+        """Write one record at the batch's cursor: its size, or 0 full, -1 no slab, -2 too large. Size -1 is null."""
         cdef int64_t delta = 0
         cdef uint64_t body, total
         cdef Py_ssize_t header_bytes = 0
         cdef char small[48]
         cdef char *end
-        key_piece.held = False
-        value_piece.held = False
         if self.memory.base == NULL:
             raise ValueError("the arena was released")  # the cursor would point nowhere
         if batch.closed:
@@ -214,47 +234,43 @@ cdef class RecordWriter:
         if batch.fields == NULL:
             batch.fields = self.memory.at(
                 self.descriptors + <Py_ssize_t>batch.descriptor * self.descriptor_bytes, self.descriptor_bytes)
-        try:
-            grab(key, &key_piece, "key")
-            grab(value, &value_piece, "value")
-            if headers is not None:
-                header_bytes = headers_size(headers)
-            if batch.records > 0:
-                delta = timestamp - batch.base_timestamp
-            body = (1 + varint_size(zigzag64(delta)) + varint_size(zigzag64(batch.records))
-                    + varint_size(zigzag64(key_piece.size)) + max(key_piece.size, 0)
-                    + varint_size(zigzag64(value_piece.size)) + max(value_piece.size, 0)
-                    + varint_size(zigzag64(len(headers) if headers is not None else 0)) + header_bytes)
-            total = varint_size(zigzag64(<int64_t>body)) + body
-            if total > self.largest_record_bytes:
-                self.too_large_bytes = total
-                return -2
-            if batch.records > 0 and batch.bytes + total > min(self.batch_bytes, batch.limit):
-                return 0
-            if <Py_ssize_t>total > batch.room and not self.extend(batch, <Py_ssize_t>total):
-                return -1
+        if headers is not None:
+            header_bytes = headers_size(headers)
+        if batch.records > 0:
+            delta = timestamp - batch.base_timestamp
+        body = (1 + varint_size(zigzag64(delta)) + varint_size(zigzag64(batch.records))
+                + varint_size(zigzag64(key_size)) + max(key_size, 0)
+                + varint_size(zigzag64(value_size)) + max(value_size, 0)
+                + varint_size(zigzag64(len(headers) if headers is not None else 0)) + header_bytes)
+        total = varint_size(zigzag64(<int64_t>body)) + body
+        if total > self.largest_record_bytes:
+            self.too_large_bytes = total
+            return -2
+        if batch.records > 0 and batch.bytes + total > min(self.batch_bytes, batch.limit):
+            return 0
+        if <Py_ssize_t>total > batch.room and not self.extend(batch, <Py_ssize_t>total):
+            return -1
 
-            if headers is None and <Py_ssize_t>total <= batch.room:
-                # Nearly every record: within one slab, at the cursor, with nothing that can fail.
-                end = write_head(batch.position, body, delta, batch.records, key_piece.size)
-                end = write_bytes(end, key_piece.data, key_piece.size)
-                end = write_varint(end, value_piece.size)
-                end = write_bytes(end, value_piece.data, value_piece.size)
-                end[0] = 0  # no headers
-                batch.position += total
-                batch.room -= total
-            else:
-                end = write_head(small, body, delta, batch.records, key_piece.size)
-                self.put(batch, small, end - small)
-                self.put(batch, key_piece.data, key_piece.size)
-                self.put(batch, small, write_varint(small, value_piece.size) - small)
-                self.put(batch, value_piece.data, value_piece.size)
-                self.put_headers(batch, headers)
-            self.commit(batch, timestamp, total)
-            return <Py_ssize_t>total
-        finally:
-            let_go(&key_piece)
-            let_go(&value_piece)
+        if headers is None and <Py_ssize_t>total <= batch.room:
+            # Nearly every record: within one slab, at the cursor, with nothing that can fail.
+            end = write_head(batch.position, body, delta, batch.records, key_size)
+            end = write_bytes(end, key, key_size)
+            end = write_varint(end, value_size)
+            end = write_bytes(end, value, value_size)
+            end[0] = 0  # no headers
+            batch.position += total
+            batch.room -= total
+            if batch.room > WRITE_AHEAD_BYTES:  # beyond is somebody else's slab
+                sp_prefetch_to_write(batch.position + WRITE_AHEAD_BYTES, min(<int64_t>total, PREFETCH_MAX))
+        else:
+            end = write_head(small, body, delta, batch.records, key_size)
+            self.put(batch, small, end - small)
+            self.put(batch, key, key_size)
+            self.put(batch, small, write_varint(small, value_size) - small)
+            self.put(batch, value, value_size)
+            self.put_headers(batch, headers)
+        self.commit(batch, timestamp, total)
+        return <Py_ssize_t>total
 
     cdef int put_headers(self, OpenBatch batch, list headers) except -1:
         cdef char small[16]

@@ -282,7 +282,7 @@ class Batch(OpenBatch):
 
 
 class ManyDelivery:
-    """The promise of a send_many() call's delivery: its records may lie in several batches.
+    """The promise of a send_many(), send_lines() or send_arrow() call: its records may lie in several batches.
 
     Attributes:
         accepted: how many records the call accepted: all of them, or it would have raised.

@@ -1,12 +1,19 @@
-"""send_many(): many records in one call, appended in native code from one full batch to the next."""
+"""send_many() and its like: many records in one call, appended in native code from one full batch to the next."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from slabpress._native import ALL_APPENDED, STOPPED_BATCH_FULL, STOPPED_NOT_OPEN, STOPPED_TOO_LARGE
+from slabpress._native import (
+    ALL_APPENDED,
+    PAUSED,
+    STOPPED_BATCH_FULL,
+    STOPPED_NOT_OPEN,
+    STOPPED_TOO_LARGE,
+    RecordWriter,
+)
 from slabpress.errors import RecordError, RecordTypeError
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch, ManyDelivery, Span
@@ -17,109 +24,122 @@ from slabpress.records import Headers, Part
 Column = list[Any] | tuple[Any, ...]
 
 
+class RecordSource(Protocol):
+    """Where the records of a call come from: ``Lists`` here, lines and Arrow data in native code."""
+
+    @property
+    def taken(self) -> int:
+        """How many records were appended."""
+
+    def is_done(self) -> bool:
+        """Whether all were."""
+
+    def append(
+        self, writer: RecordWriter, topic: Topic, partition: int, call: int, touched: list[tuple[Batch, int]]
+    ) -> tuple[int, int, bool]:
+        """Append until something stops it: what, at which partition, and whether that is the sticky one."""
+
+
 class Many:
-    """One send_many() call under way.
+    """One call under way.
 
     Args:
         sender: where records go.
         accumulator: the open batches.
-        topic: the topic.
+        topic_name: the topic.
         partition: the partition of every record; None: by key, or the sticky one.
-        columns: values, keys, headers, timestamps; all but the values may be None.
+        source: the records.
     """
 
     def __init__(
-        self,
-        sender: Sender,
-        accumulator: Accumulator,
-        topic: Topic,
-        partition: int | None,
-        columns: tuple[Column, Column | None, Column | None, Column | None],
+        self, sender: Sender, accumulator: Accumulator, topic_name: str, partition: int | None, source: RecordSource
     ) -> None:
         self._sender = sender
         self._accumulator = accumulator
-        self._topic = topic
+        self._topic_name = topic_name
         self._partition = partition
-        self._values, self._keys, self._headers, self._timestamps = columns
-        self._next = 0
+        self._source = source
         self._spans: dict[Batch, list[Span]] = {}
         self._opened: Batch | None = None
 
-    def run(self, max_block_s: float) -> ManyDelivery:
-        """Append everything, waiting for room where there is none, each time for as long as one send() would.
+    def run(self, max_block_ms: int) -> None:
+        """Append what the source has, waiting for room where there is none, each time for as long as a send() would.
 
         Raises:
             RecordError: a record was refused, or there was no room; ``accepted`` says how many went before.
         """
+        sender = self._sender
+        sender.check_usable()  # before the lock as well: in a forked child it may be held for ever
+        deadline = time.monotonic() + max_block_ms / 1000
         try:
-            while self._next < len(self._values):
-                self._sender.with_room(self._advance, self._topic, time.monotonic() + max_block_s)
+            with sender.lock:
+                sender.check_usable()
+                topic = sender.lookup.await_topic(self._topic_name, deadline)
+                if self._partition is not None:
+                    sender.lookup.check_partition(topic, self._partition, deadline)
+                self._append_all(topic, max_block_ms / 1000)
         except RecordError as error:
-            error.accepted = self._next
+            error.accepted = self._source.taken
             raise
+
+    def delivery(self) -> ManyDelivery:
+        """The promise of what was appended."""
+        return ManyDelivery(self._source.taken, list(self._spans), self._spans)
+
+    def _append_all(self, topic: Topic, max_block_s: float) -> None:
+        try:
+            while not self._source.is_done():
+                self._sender.with_room(lambda: self._advance(topic), topic, time.monotonic() + max_block_s)
         finally:
             if self._opened is not None:
                 self._accumulator.drop_if_empty(self._opened)  # the record that it was opened for was refused
-        return ManyDelivery(self._next, list(self._spans), self._spans)
+                self._opened = None
 
-    def _advance(self) -> bool | None:
+    def _advance(self, topic: Topic) -> bool | None:
         """Append until a batch is full or there is no room: True for progress, None for no room.
 
         Opening a batch is no progress by itself: who opened one and then found no slab must wait in line like
         everybody else, with the empty batch released, and not come back to open it again.
         """
-        before = self._next
+        before = self._source.taken
         while True:
-            why, at_partition = self._append_some()
-            if why == ALL_APPENDED:
+            why, at_partition, sticky = self._append_some(topic)
+            if why in (ALL_APPENDED, PAUSED):
                 return True
             if why == STOPPED_TOO_LARGE:
-                raise self._sender.too_large(self._topic)
+                raise self._sender.too_large(topic)
             if why == STOPPED_NOT_OPEN:
-                if self._append_keyless() if at_partition < 0 else self._open(at_partition):
+                batch = self._sender.open_batch(topic, None if sticky else at_partition)
+                if batch is not None:
+                    self._opened = batch
                     continue
-                return self._next > before or None
-            batch = self._topic.open[at_partition]
+                return self._source.taken > before or None
+            batch = topic.open[at_partition]
             assert batch is not None  # noqa: S101 - the writer has just looked at it
             if why == STOPPED_BATCH_FULL:
                 self._accumulator.seal(batch)
                 return True
             self._accumulator.drop_if_empty(batch)
-            if self._partition is None and self._keys is None and self._sender.go_around(self._topic):
+            if sticky and self._sender.go_around(topic):
                 continue
-            return self._next > before or None
+            return self._source.taken > before or None
 
-    def _open(self, partition: int) -> bool:
-        sticky = self._partition is None and self._keys is None
-        batch = self._sender.open_batch(self._topic, None if sticky else partition)
-        self._opened = batch or self._opened
-        return batch is not None
-
-    def _append_some(self) -> tuple[int, int]:
-        """One run of the native loop: why it stopped, and at which partition."""
-        keyed = self._partition is None and self._keys is not None
-        target = -1 if keyed else self._topic.sticky if self._partition is None else self._partition
+    def _append_some(self, topic: Topic) -> tuple[int, int, bool]:
+        """One run of the native loop: why it stopped, at which partition, and whether that is the sticky one."""
         touched: list[tuple[Batch, int]] = []
         try:
-            self._next, why, at_partition = self._accumulator.writer.append_many(
-                self._topic.open,
-                self._values,
-                self._keys,
-                self._headers,
-                self._timestamps,
-                self._next,
-                target,
+            return self._source.append(
+                self._accumulator.writer,
+                topic,
+                -1 if self._partition is None else self._partition,
                 self._accumulator.next_call(),
                 touched,
             )
-        except RecordError:
-            self._next = self._accumulator.writer.stopped_at
-            raise
-        for batch, first in touched:
-            self._note(batch, first)
-            if first == 0:
-                self._sender.ring_for_linger()
-        return why, at_partition
+        finally:  # a record that is refused leaves those before it on their way
+            for batch, first in touched:
+                self._note(batch, first)
+                if first == 0:
+                    self._sender.ring_for_linger()
 
     def _note(self, batch: Batch, first: int) -> None:
         """The batch's records from the first one on are of this call; others may write to it while this one waits."""
@@ -128,22 +148,54 @@ class Many:
             first = spans.pop()[0]
         spans.append((first, batch.records))
 
-    def _append_keyless(self) -> bool:
-        """One record without a key among keyed ones goes to the sticky partition; False for no room."""
-        index = self._next
-        handle = self._sender.try_append(
-            self._topic,
-            None,
-            None,
-            self._values[index],
-            self._headers[index] if self._headers is not None else None,
-            self._timestamps[index] if self._timestamps is not None else None,
+
+class Lists:
+    """Values, keys, headers and timestamps as Python has them, one each a record.
+
+    Args:
+        values, keys, headers, timestamps: equally long; all but the values may be None.
+
+    Attributes:
+        taken: how many records were appended.
+    """
+
+    def __init__(self, values: Column, keys: Column | None, headers: Column | None, timestamps: Column | None) -> None:
+        self._columns = values, keys, headers, timestamps
+        self.taken = 0
+
+    def is_done(self) -> bool:
+        """Whether every record was appended."""
+        return self.taken >= len(self._columns[0])
+
+    def append(
+        self, writer: RecordWriter, topic: Topic, partition: int, call: int, touched: list[tuple[Batch, int]]
+    ) -> tuple[int, int, bool]:
+        """Append until something stops it; a record without a key among keyed ones goes to the sticky partition."""
+        values, keys, headers, timestamps = self._columns
+        sticky = partition < 0 and keys is None
+        target = topic.sticky if sticky else partition
+        while True:
+            try:
+                self.taken, why, at_partition = writer.append_many(
+                    topic.open, values, keys, headers, timestamps, self.taken, target, call, touched
+                )
+            except RecordError:
+                self.taken = writer.stopped_at
+                raise
+            if at_partition >= 0 or why == ALL_APPENDED:
+                return why, at_partition, sticky
+            why = self._append_keyless(writer, topic, call, touched)
+            if why != ALL_APPENDED:
+                return why, topic.sticky, True
+
+    def _append_keyless(self, writer: RecordWriter, topic: Topic, call: int, touched: list[tuple[Batch, int]]) -> int:
+        values, _, headers, timestamps = (column and column[self.taken : self.taken + 1] for column in self._columns)
+        assert values is not None  # noqa: S101 - only the others may be
+        appended, why, _ = writer.append_many(
+            topic.open, values, None, headers, timestamps, 0, topic.sticky, call, touched
         )
-        if handle is None:
-            return False
-        self._note(handle._batch, handle._index)
-        self._next = index + 1
-        return True
+        self.taken += appended
+        return why
 
 
 def send_many(
@@ -155,22 +207,17 @@ def send_many(
     max_block_ms: int,
 ) -> ManyDelivery:
     """Append many records; see ``Producer.send_many``."""
-    if sender.refusal is not None:
-        raise sender.refusal()
+    sender.check_usable()
     values = _column("values", columns[0])
-    checked = (
+    lists = Lists(
         values,
         _parallel("keys", columns[1], values),
         _parallel("headers", columns[2], values),
         _parallel("timestamps_ms", columns[3], values),
     )
-    deadline = time.monotonic() + max_block_ms / 1000
-    with sender.lock:
-        sender.check_usable()
-        topic = sender.lookup.await_topic(topic_name, deadline)
-        if partition is not None:
-            sender.lookup.check_partition(topic, partition, deadline)
-        return Many(sender, accumulator, topic, partition, checked).run(max_block_ms / 1000)
+    many = Many(sender, accumulator, topic_name, partition, lists)
+    many.run(max_block_ms)
+    return many.delivery()
 
 
 def _column(name: str, column: Iterable[Any]) -> Column:

@@ -19,6 +19,7 @@ from slabpress.errors import (
     RecordValueError,
     TooManyTopicsError,
 )
+from slabpress.shm.control import COORDINATOR, NETWORK
 from tests.pipeline.instant import WATCHDOG_S, DeliveredBatch, Rig, delivered, parts, refused, until
 from tests.support.reference_batch import java_partition
 
@@ -204,3 +205,14 @@ def test_a_call_notes_a_batch_that_others_seal_before_it_goes_on() -> None:
         assert topic.open == [None, None]
         assert not many.done()
         assert not first.done()
+
+
+def test_records_before_a_refused_one_ring_the_coordinator_whose_linger_timer_is_off() -> None:
+    with parts(linger_ms=5) as rig:
+        rig.topic("t", 1)
+        bell = rig.control.bells[COORDINATOR].fileno()
+        rig.control.lie_down(COORDINATOR)
+        with pytest.raises(RecordTypeError) as caught:
+            rig.send_many([b"good", 3])
+        assert caught.value.accepted == 1
+        assert rig.control.bells[NETWORK].wait(0, [bell]) == [bell]
