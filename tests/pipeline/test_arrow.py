@@ -301,17 +301,6 @@ def test_a_closed_producer_refuses() -> None:
             rig.producer.send_arrow("t", pa.array(["a"]))
 
 
-def test_data_frames_of_polars_are_arrow_data() -> None:
-    polars = pytest.importorskip("polars")
-    rows = [("a", b"1"), (None, None), ("k" * 50, b"x" * 100)]
-    frame = polars.DataFrame({"k": [key for key, _ in rows], "v": [value for _, value in rows]})
-    with Rig({"t": 3}) as rig:
-        many = rig.producer.send_arrow("t", polars.concat([frame, frame], rechunk=False), value="v", key="k")
-        assert many.result(WATCHDOG_S) == 6
-        assert rig.producer.send_arrow("t", frame["v"]).result(WATCHDOG_S) == 3
-        _check_rows(rig, [(_bytes(key), value) for key, value in [*rows, *rows, *((None, value) for _, value in rows)]])
-
-
 def test_an_error_of_the_call_is_a_record_error() -> None:
     assert issubclass(BufferFullError, RecordError)
     assert RecordError("x").byte_offset is None
