@@ -136,10 +136,6 @@ class Connection:
         """The requests whose bytes are not all sent."""
         return [waiting.request for waiting in self._outgoing]
 
-    def unanswered(self) -> list[InFlight]:
-        """The requests that wait for a response."""
-        return list(self._in_flight)
-
     @property
     def deadline_ns(self) -> int | None:
         """When the oldest request runs out of time; None without one."""

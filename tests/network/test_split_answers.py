@@ -66,16 +66,14 @@ class SplitDesk:
 
     def end(self) -> None:
         """Let go of the views of the arena that are on the wire."""
-        connection = self.bench.connection
-        for request in connection.unanswered():
+        for request in self.bench.connection.close():
             if isinstance(request.context, ProduceContext):
                 for batch in request.context.batches.values():
                     batch.parts = []
-        connection.close()
 
     def only(self) -> tuple[ProduceContext, Batch]:
         """The one request on the wire and its one batch."""
-        [request] = self.bench.connection.unanswered()
+        [request] = self.bench.connection._in_flight
         assert isinstance(request.context, ProduceContext)
         [batch] = request.context.batches.values()
         return request.context, batch
