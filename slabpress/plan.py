@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from slabpress.codec_memory import split_workspace_bytes, workspace_bytes
-from slabpress.config import BATCH_BYTES_DEFAULT, SLABS_PER_ARENA, Config
+from slabpress.config import BATCH_BYTES_DEFAULT, DIRECT_BATCH_BYTES_DEFAULT, SLABS_PER_ARENA, Config
 from slabpress.cpus import usable_cpus
 from slabpress.errors import ConfigError
 from slabpress.shm.control import CONTROL_BYTES
-from slabpress.shm.layout import WORKERS_MAX, Geometry, layout_of, plan_geometry
+from slabpress.shm.layout import WORKERS_MAX, Geometry, layout_of, make_direct, plan_geometry
 from slabpress.units import format_bytes
 
 # Footprints: PSS without the arena, rounded up, of each idle process on CPython 3.11 to 3.13, x86-64 Linux.
@@ -206,8 +206,16 @@ def _table(lines: tuple[PlanLine, ...]) -> str:
 
 
 def workers_of(config: Config) -> int:
-    """How many workers these settings mean."""
+    """How many workers these settings mean for a set of processes, whatever producers join it."""
     return config.workers or min(WORKERS_MAX, usable_cpus())
+
+
+def workers_of_one(config: Config) -> int:
+    """How many workers they mean for a producer with processes of its own.
+
+    Without compression one is enough: it makes the pieces of batches that the broker finds too large.
+    """
+    return 1 if not config.workers and config.compression_type == "none" else workers_of(config)
 
 
 def plan_memory(config: Config) -> MemoryPlan:
@@ -216,7 +224,7 @@ def plan_memory(config: Config) -> MemoryPlan:
     Raises:
         ConfigError: buffer_memory is too small to hold even two slabs and two output buffers.
     """
-    plan = plan_producer(config, workers_of(config))
+    plan = plan_producer(config, workers_of_one(config))
     return plan._replace(lines=(*plan.lines, *process_lines(config, plan.workers)))
 
 
@@ -227,6 +235,8 @@ def plan_producer(config: Config, workers: int) -> MemoryPlan:
         ConfigError: buffer_memory is too small to hold even two slabs and two output buffers.
     """
     geometry = _geometry(config)
+    if config.compression_type == "none":
+        return _plan_direct(config, workers, geometry)
     slab_area = geometry.slab_bytes * geometry.slab_count
     batch_bytes = config.batch_size or max(geometry.slab_bytes, min(BATCH_BYTES_DEFAULT, slab_area // 8))
     # A piece of a batch that has to be split finds its room apart from the batches that wait behind it.
@@ -236,6 +246,19 @@ def plan_producer(config: Config, workers: int) -> MemoryPlan:
     room = (geometry.output_count - geometry.split_outputs) * geometry.output_bytes
     largest_record = min(config.max_request_size, slab_area, room)
     plan = MemoryPlan(geometry, workers, batch_bytes, largest_record, ())
+    return plan._replace(lines=_lines(config, plan))
+
+
+def _plan_direct(config: Config, workers: int, geometry: Geometry) -> MemoryPlan:
+    """Without compression batches are sent from their slabs; output buffers are there for the pieces of one batch."""
+    blocks = geometry.slab_count + geometry.output_count
+    largest = min(DIRECT_BATCH_BYTES_DEFAULT, config.max_request_size, blocks * geometry.slab_bytes // 16)
+    wanted = config.batch_size or max(geometry.slab_bytes, largest)
+    outputs = max(1, min(-(-wanted // geometry.slab_bytes), blocks // 4))
+    geometry = make_direct(geometry, outputs)
+    slab_area = geometry.slab_bytes * geometry.slab_count
+    batch_bytes = min(wanted, outputs * geometry.output_bytes)
+    plan = MemoryPlan(geometry, workers, batch_bytes, min(config.max_request_size, slab_area), ())
     return plan._replace(lines=_lines(config, plan))
 
 
@@ -266,14 +289,17 @@ def _lines(config: Config, plan: MemoryPlan) -> tuple[PlanLine, ...]:
     unused = geometry.arena_bytes - layout.end
     codec_bytes = workspace_bytes(config.compression_type, config.compression_level, plan.largest_batch_bytes)
     split_bytes = split_workspace_bytes(plan.batch_bytes)
+    blocks_sent, outputs_hold = geometry.output_count, "until acknowledged"
+    if geometry.is_direct:
+        blocks_sent, outputs_hold = blocks_sent + geometry.slab_count, "for batches that the broker finds too large"
     level = "" if config.compression_level is None else f":{config.compression_level}"
     return (
         PlanLine("arena: tables", 1, layout.slabs + unused, f"{geometry.batch_count} descriptors", ARENA),
         PlanLine("arena: slabs", geometry.slab_count, geometry.slab_bytes, "records, as they are sent", ARENA),
-        PlanLine("arena: output buffers", geometry.output_count, geometry.output_bytes, "until acknowledged", ARENA),
+        PlanLine("arena: output buffers", geometry.output_count, geometry.output_bytes, outputs_hold, ARENA),
         PlanLine("network: partitions", geometry.partition_count, NETWORK_BYTES_PER_PARTITION, "queues", NETWORK),
         PlanLine("network: batches", geometry.batch_count, NETWORK_BYTES_PER_BATCH, "under way", NETWORK),
-        PlanLine("network: views", geometry.output_count, NETWORK_BYTES_PER_OUTPUT, "of output buffers", NETWORK),
+        PlanLine("network: views", blocks_sent, NETWORK_BYTES_PER_OUTPUT, "of what is sent", NETWORK),
         PlanLine("coordinator: batches", geometry.batch_count, COORDINATOR_BYTES_PER_BATCH, "under way", COORDINATOR),
         PlanLine(
             "coordinator: partitions", geometry.partition_count, COORDINATOR_BYTES_PER_PARTITION, "in use", COORDINATOR

@@ -18,7 +18,7 @@ from slabpress.pipeline.batch import DoneCallback, ManyDelivery
 from slabpress.pipeline.columns import ArrowData, LineBuffer, arrow_source, send_arrow, send_lines
 from slabpress.pipeline.coordinator import Coordinator, check_memory, closed_error, forked_error, roles_of
 from slabpress.pipeline.many import send_many
-from slabpress.plan import MemoryPlan, plan_memory, plan_producer, process_lines, workers_of
+from slabpress.plan import MemoryPlan, plan_memory, plan_producer, process_lines, workers_of_one
 from slabpress.records import Headers, Part
 
 logger = logging.getLogger("slabpress")
@@ -66,7 +66,7 @@ class Producer(Sends):
 
     @staticmethod
     def _processes(config: Config) -> Coordinator:
-        workers = workers_of(config)
+        workers = workers_of_one(config)
         return Coordinator(roles_of(config, workers), workers, process_lines(config, workers))
 
     @classmethod

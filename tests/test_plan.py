@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slabpress.codec_memory import workspace_bytes
 from slabpress.config import Config
 from slabpress.errors import ConfigError
-from slabpress.plan import MemoryPlan, plan_memory
+from slabpress.plan import MemoryPlan, plan_memory, workers_of
 from slabpress.shm.control import CONTROL_BYTES
 from slabpress.shm.layout import layout_of
 
@@ -63,7 +63,7 @@ def test_the_lines_are_all_there_is_and_the_arenas_are_buffer_memory_exactly(
 @given(st.integers(64 * 1024, 1 << 32), st.sampled_from([0, 1024, 4096]), st.integers(0, 1 << 26))
 def test_a_batch_and_a_record_never_exceed_the_slabs(buffer_memory: int, slab_size: int, batch_size: int) -> None:
     batch_size = min(batch_size, buffer_memory // 4)
-    plan = _plan(buffer_memory=buffer_memory, slab_size=slab_size, batch_size=batch_size)
+    plan = _plan(buffer_memory=buffer_memory, slab_size=slab_size, batch_size=batch_size, compression_type="lz4")
     slabs = plan.geometry.slab_bytes * plan.geometry.slab_count
     assert 0 < plan.batch_bytes <= slabs
     assert 0 < plan.largest_record_bytes <= min(slabs, 1 << 20)
@@ -76,9 +76,29 @@ def test_a_batch_and_a_record_never_exceed_the_slabs(buffer_memory: int, slab_si
     assert outputs - reserve >= plan.largest_batch_bytes, "law 6: the largest batch finds its room uncompressed"
 
 
+@given(st.integers(64 * 1024, 1 << 32), st.sampled_from([0, 1024, 4096]), st.integers(0, 1 << 26))
+def test_without_compression_all_but_the_room_for_one_piece_is_slabs(
+    buffer_memory: int, slab_size: int, batch_size: int
+) -> None:
+    batch_size = min(batch_size, buffer_memory // 4)
+    plan = _plan(buffer_memory=buffer_memory, slab_size=slab_size, batch_size=batch_size)
+    geometry = plan.geometry
+    _check_sums(plan, buffer_memory)
+    slabs = geometry.slab_bytes * geometry.slab_count
+    assert geometry.is_direct
+    assert geometry.slab_count >= 3 * geometry.output_count
+    assert geometry.split_outputs == geometry.output_count
+    assert 0 < plan.batch_bytes <= geometry.output_count * geometry.output_bytes, "a piece finds its room"
+    assert plan.batch_bytes == batch_size or batch_size == 0 or 4.5 * batch_size > slabs
+    assert plan.largest_record_bytes == min(slabs, 1 << 20)
+    compressing = _plan(buffer_memory=buffer_memory, slab_size=slab_size, compression_type="lz4").geometry
+    blocks = geometry.slab_count + geometry.output_count
+    assert (blocks, geometry.batch_count) == (2 * compressing.slab_count, blocks)
+
+
 @pytest.mark.parametrize("mib", [1, 32, 64, 1024])
 def test_most_of_an_arena_is_for_records(mib: int) -> None:
-    plan = _plan(buffer_memory=mib << 20)
+    plan = _plan(buffer_memory=mib << 20, compression_type="lz4")
     geometry = plan.geometry
     _check_sums(plan, mib << 20)
     data = geometry.slab_bytes * geometry.slab_count + geometry.output_bytes * geometry.output_count
@@ -104,7 +124,7 @@ def test_most_of_an_arena_is_for_records(mib: int) -> None:
 def test_the_sizes_that_follow_from_buffer_memory(
     mib: int, slab_bytes: int, partitions: int, topics: int, batch_bytes: int | None, largest_record: int | None
 ) -> None:
-    plan = _plan(buffer_memory=mib << 20)
+    plan = _plan(buffer_memory=mib << 20, compression_type="lz4")
     geometry = plan.geometry
     found = geometry.slab_bytes, geometry.partition_count, geometry.topic_count
     assert found == (slab_bytes, partitions, topics)
@@ -116,19 +136,23 @@ def test_the_sizes_that_follow_from_buffer_memory(
 
 def test_an_arena_too_small_says_how_many_bytes_would_do() -> None:
     with pytest.raises(ConfigError) as caught:
-        _plan(buffer_memory=20_000)
+        _plan(buffer_memory=20_000, compression_type="lz4")
     text = str(caught.value)
     needed = int(text.split("too small: ")[1].split()[0])
     assert text == (
         f"buffer_memory is 20000 bytes, too small: {needed} bytes are the least for slabs of 4096 bytes; raise it or "
         "lower slab_size"
     )
-    assert _plan(buffer_memory=needed).geometry.slab_count == 2
+    assert _plan(buffer_memory=needed, compression_type="lz4").geometry.slab_count == 2
+    assert _plan(buffer_memory=needed).geometry.slab_count == 3
 
 
 def test_automatic_workers_are_the_usable_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slabpress.plan.usable_cpus", lambda: 5)
-    assert _plan(workers=0).workers == _plan(workers="auto").workers == 5
+    for given_workers in (0, "auto"):
+        assert _plan(workers=given_workers, compression_type="lz4").workers == 5
+        assert _plan(workers=given_workers).workers == 1, "only batches that are too large need one"
+        assert workers_of(Config.of("a:1", workers=given_workers)) == 5, "a pipeline does not know its producers yet"
     assert _plan(workers=3).workers == 3
 
 

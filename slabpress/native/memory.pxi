@@ -146,17 +146,20 @@ cdef class Blocks:
         count: how many blocks.
         block_bytes: size of each.
         free: the state word's value that means free.
+        own: blocks before this one are somebody else's to claim: they are only marked, walked and read here.
     """
 
     cdef Memory memory
-    cdef Py_ssize_t states, nexts, data
+    cdef Py_ssize_t states, nexts, data, own
     cdef readonly Py_ssize_t count
     cdef readonly Py_ssize_t block_bytes
     cdef uint32_t free
     cdef Py_ssize_t cursor
 
     def __init__(self, Memory memory, Py_ssize_t states, Py_ssize_t nexts, Py_ssize_t data,
-                 Py_ssize_t count, Py_ssize_t block_bytes, uint32_t free):
+                 Py_ssize_t count, Py_ssize_t block_bytes, uint32_t free, Py_ssize_t own=0):
+        if not 0 <= own <= count:
+            raise ValueError(f"block {own} is not among {count}")
         memory.at(states, 4 * count)
         memory.at(nexts, 4 * count)
         memory.at(data, count * block_bytes)
@@ -167,7 +170,8 @@ cdef class Blocks:
         self.count = count
         self.block_bytes = block_bytes
         self.free = free
-        self.cursor = 0
+        self.own = own
+        self.cursor = own
 
     cdef uint32_t take(self, Py_ssize_t wanted, uint32_t state) except? 0xFFFFFFFE:
         """Chain ``wanted`` free blocks; their first index, or C_NONE with nothing changed."""
@@ -175,9 +179,9 @@ cdef class Blocks:
         cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
         cdef Py_ssize_t step, index = self.cursor, found = 0
         cdef uint32_t first = C_NONE, last = C_NONE
-        for step in range(self.count):
+        for step in range(self.count - self.own):
             if index >= self.count:
-                index -= self.count
+                index = self.own
             if sp_load32(states + 4 * index) == self.free:
                 # A free block's next word belongs to whoever may claim, so a chain that comes out too
                 # short has changed nothing that anybody reads.
@@ -275,7 +279,7 @@ cdef class Blocks:
     cdef Py_ssize_t free_blocks(self) except -1:
         cdef char *states = self.memory.at(self.states, 4 * self.count)
         cdef Py_ssize_t index, found = 0
-        for index in range(self.count):
+        for index in range(self.own, self.count):
             if sp_load32(states + 4 * index) == self.free:
                 found += 1
         return found

@@ -153,6 +153,23 @@ cdef class Shares:
             descriptor += self.descriptor_bytes
         return held
 
+    def held_within(self, uint32_t states):
+        """How many of the blocks the batches of leaders that may have more hold in these states, one bit each."""
+        cdef char *words = self.memory.at(self.states.offset, 4 * self.states.count)
+        cdef char *descriptor = self.memory.at(self.descriptors, self.states.count * self.descriptor_bytes)
+        cdef uint32_t state
+        cdef Py_ssize_t index, held = 0, free = self.blocks.free_blocks()
+        cdef bint tight = self.is_tight(free)
+        if tight:
+            self.count(free)
+        for index in range(self.states.count):
+            state = sp_load32(words + 4 * index)
+            if state < 32 and states >> state & 1:
+                if not tight or not self.has_share(self.leader_of(descriptor), free):
+                    held += (<uint32_t *>(descriptor + self.count_at))[0]
+            descriptor += self.descriptor_bytes
+        return held
+
     def has_any(self, Py_ssize_t partition, uint32_t state):
         """Whether a partition, and not only its leader, has a batch in ``state``."""
         cdef char *words = self.memory.at(self.states.offset, 4 * self.states.count)

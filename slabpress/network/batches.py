@@ -1,5 +1,7 @@
 """One arena's batches as the network process sees them: following the seal ring, headers, states, results.
 
+In a direct arena (no compression) a batch's outputs are its slabs, READY from the moment of its seal.
+
 The order of the stores is what lets this process be killed at any instruction. A batch ends in these steps:
 its result is written; its outputs are IN_FLIGHT and its descriptor's first output becomes NONE; the outputs
 become FREE; its state becomes DONE. A successor that finds a READY or IN_FLIGHT batch without outputs knows
@@ -100,6 +102,11 @@ class ArenaBatches:
         self._cursor = max(0, arena.seal_tail - arena.geometry.seal_ring_entries)
         self._older: list[tuple[int, int]] = []
 
+    @property
+    def needs_workers(self) -> bool:
+        """Whether what this process does may be what a worker waits for."""
+        return not self.arena.is_direct or self._splits.any_ever()
+
     def take_over(self) -> None:
         """Make order after a predecessor that died: its batches on the wire are READY to be sent again."""
         states = self.arena.batch_states
@@ -117,9 +124,9 @@ class ArenaBatches:
                 held.update(self.arena.outputs.chain(first))
                 states.store(index, OVERSIZE if first == split.source else READY)
         # Only this role makes an output IN_FLIGHT, so what is IN_FLIGHT now was being freed.
-        for output in self.arena.output_states.find_all(OUTPUT_IN_FLIGHT):
+        for output in self.arena.payload_states.find_all(OUTPUT_IN_FLIGHT):
             if output not in held:
-                self.arena.output_states.store(output, OUTPUT_FREE)
+                self.arena.payload_states.store(output, OUTPUT_FREE)
         # From the states and not from the ring: a batch that waits long, for its leader or for its pieces, may be older
         # than the ring, and of what a predecessor has followed any entry is overwritten by the next seal.
         self._cursor = self.arena.seal_tail
@@ -327,7 +334,7 @@ class ArenaBatches:
         """What a predecessor has left of ``_finish`` after the first output became NONE."""
         records = self._descriptors.sealed(index).records
         # All the rest may have had its result at once (``finish``): then the source was being freed.
-        kept = split.is_split and self.arena.output_states.load(split.source) == OUTPUT_READY
+        kept = split.is_split and self.arena.payload_states.load(split.source) == OUTPUT_READY
         if kept and split.first + split.piece_records < records:
             self.arena.batch_states.store(index, PARTIAL)
         else:

@@ -4,7 +4,7 @@ When the job is killed its memory is not: the arenas are mapped by the workers a
 sealed at their last complete record, which the commit word in the descriptor names; everything under way goes its usual
 way, until it has a result or its delivery timeout ends; later than that nobody waits, whatever holds it up. What the
 coordinator would have done on the way this process does now: it seals, recovers what dead workers held, and asks for
-the next pieces of split batches. Nothing is restarted any more: without a worker left, what is not delivered is lost,
+the next pieces of split batches. Nothing is restarted any more: without a worker left, what is not compressed is lost,
 and the log says so; without this process it is lost as well, the workers end, and nobody is there to say so.
 """
 
@@ -26,11 +26,14 @@ from slabpress.shm.handover import START_TIMEOUT_S, is_alive
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     FREE,
+    IN_FLIGHT,
     OPEN,
     OVERSIZE,
     PARTIAL,
     PROCESS_STARTING,
+    READY,
     SEALED,
+    SLAB_READY,
     SLAB_SEALED,
     UNDER_WAY,
 )
@@ -95,13 +98,19 @@ class Drain:
 
     def is_finished(self, now: int) -> bool:
         """Whether nothing is under way any more, or nobody is left to compress what is, or it has taken too long."""
-        return not self._any_worker or now >= self._until_ns or self.batches_left == 0
+        if now >= self._until_ns or self.batches_left == 0:
+            return True
+        return not self._any_worker and self._count(READY, IN_FLIGHT) == 0
 
     @property
     def batches_left(self) -> int:
         """How many batches have no result."""
-        states = [arena.arena.batch_states for arena in self._arenas]
-        return sum(len(each.find_all(state)) for each in states for state in UNDER_WAY)
+        return self._count(*UNDER_WAY)
+
+    def _count(self, *states: int) -> int:
+        """How many batches are in these states."""
+        arenas = [arena.arena.batch_states for arena in self._arenas]
+        return sum(len(each.find_all(state)) for each in arenas for state in states)
 
     def words(self, job: int) -> str:
         """The one line for the log."""
@@ -127,18 +136,21 @@ def seal_open_batches(arena: Arena) -> int:
             continue
         tail = arena.seal_tail
         descriptors.set_seal_number(index, tail + 1)
-        arena.slabs.mark(batch.first_slab, SLAB_SEALED)
+        if arena.is_direct:
+            descriptors.set_slabs_as_output(index)
+        arena.slabs.mark(batch.first_slab, SLAB_READY if arena.is_direct else SLAB_SEALED)
         arena.seal_ring.store(tail % arena.geometry.seal_ring_entries, index)
-        states.store(index, SEALED)
+        states.store(index, READY if arena.is_direct else SEALED)
         arena.memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
         sealed += 1
     return sealed
 
 
 def _finish_seal(arena: Arena, descriptors: Descriptors) -> None:
-    """A job that died between the last two stores of a seal: the batch is SEALED, the tail has not moved."""
+    """A job that died between the last two stores of a seal: the batch is sealed, the tail has not moved."""
     tail = arena.seal_tail
-    if any(descriptors.seal_number(index) == tail + 1 for index in arena.batch_states.find_all(SEALED)):
+    sealed = arena.batch_states.find_all(READY if arena.is_direct else SEALED)
+    if any(descriptors.seal_number(index) == tail + 1 for index in sealed):
         arena.memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
 
 

@@ -173,7 +173,8 @@ class Loop:
         if self.producing.finished or self.queues.moved:
             self.producing.finished, self.queues.moved = 0, False
             self._control.wake(COORDINATOR)
-            self._control.wake_one_worker()
+            if any(arena.needs_workers for arena in self.arenas.values()):
+                self._control.wake_one_worker()
         if self.refresher.answered_topics:
             self.refresher.answered_topics = 0
             self._control.wake(COORDINATOR)

@@ -16,20 +16,23 @@ from slabpress.pipeline.topics import Topic
 from slabpress.plan import MemoryPlan
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import Control
+from slabpress.shm.control import NETWORK, Control
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     COMPRESSING,
     DONE,
     FREE,
+    IN_FLIGHT,
     OPEN,
     PARKED,
     PARTIAL,
+    READY,
     REPORTING,
     SEALED,
     SLAB_COMPRESSING,
     SLAB_OPEN,
+    SLAB_READY,
     SLAB_SEALED,
     SLAB_STATES,
 )
@@ -39,7 +42,7 @@ from slabpress.shm.topics import TopicTable
 # ready to follow it. A third would only wait, and grow no more; behind slow acknowledgements sealing by the clock
 # alone leaves one-slab batches that fill the output ring.
 _UNDER_WAY_ENOUGH: Final = 2
-# Pressure seals batches only while fewer than this share of the slabs are already on their way to a worker:
+# Pressure seals batches only while fewer than this share of the slabs are already on their way:
 # in an outage, cutting open batches short would free nothing and only make them small.
 _ON_THEIR_WAY: Final = 4
 # A topic's batches that had to be made smaller grow by this share with each that is accepted.
@@ -124,7 +127,8 @@ class Accumulator:
 
         Those of batches that were set aside count: while a broker is down, cutting open batches short frees nothing.
         """
-        on_their_way = self._slabs_of_leader(partition_index, SEALED, PARKED, COMPRESSING)
+        states = (READY, IN_FLIGHT) if self._arena.is_direct else (SEALED, PARKED, COMPRESSING)
+        on_their_way = self._slabs_of_leader(partition_index, *states)
         return on_their_way > self._arena.geometry.slab_count // _ON_THEIR_WAY
 
     def relieve_leader(self, partition_index: int) -> None:
@@ -182,7 +186,11 @@ class Accumulator:
         and is done again by whoever meets the batch next: a closed batch takes no records.
         """
         if batch.records > 0 and not batch.closed:
-            self.writer.seal(batch, SLAB_SEALED, SEALED, self._seal_point)
+            if self._arena.is_direct:
+                self._descriptors.set_slabs_as_output(batch.descriptor)
+                self.writer.seal(batch, SLAB_READY, READY, self._seal_point)
+            else:
+                self.writer.seal(batch, SLAB_SEALED, SEALED, self._seal_point)
             memory = self._arena.memory
             for place, amount in enumerate((batch.records, batch.bytes, 1)):
                 memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * place, amount)
@@ -196,6 +204,8 @@ class Accumulator:
         self._held.pop(batch.descriptor, None)
         if batch.records == 0:
             self.release(batch)
+        elif self._arena.is_direct:
+            self._control.wake(NETWORK)
         else:
             self._control.wake_one_worker()
 
@@ -246,13 +256,18 @@ class Accumulator:
 
     def relieve_pressure(self) -> None:
         """With no slab free: seal the fullest open batches, unless enough is on its way."""
-        counts = self._arena.slab_states.tally(len(SLAB_STATES))
-        on_their_way = counts[SLAB_SEALED] + counts[SLAB_COMPRESSING] - self._parked_slabs()
-        if on_their_way > self._arena.geometry.slab_count // _ON_THEIR_WAY:
+        if self._slabs_on_their_way() > self._arena.geometry.slab_count // _ON_THEIR_WAY:
             return
         fullest = sorted(self._all_open(), key=lambda batch: batch.bytes, reverse=True)
         for batch in fullest[: max(1, len(fullest) // _SEALED_AT_ONCE)]:
             self.seal(batch)
+
+    def _slabs_on_their_way(self) -> int:
+        """The slabs that will be free soon: not those of a leader that has its share, and holds up its batches."""
+        if self._arena.is_direct:
+            return self._arena.slab_shares.held_within(1 << READY | 1 << IN_FLIGHT)
+        counts = self._arena.slab_states.tally(len(SLAB_STATES))
+        return counts[SLAB_SEALED] + counts[SLAB_COMPRESSING] - self._parked_slabs()
 
     def _parked_slabs(self) -> int:
         """The slabs of batches that were set aside: they are on their way nowhere."""

@@ -272,8 +272,13 @@ class Sender:
             f"no room for a record to topic {topic.name!r} within max_block_ms={self._max_block_ms}: buffer_memory of "
             f"{self._buffer_memory} bytes holds {arena.geometry.slab_count} slabs ({_figures(slabs)}) and "
             f"{arena.geometry.output_count} output buffers ({_figures(outputs)}), {len(self._turns)} threads wait. "
-            "The cluster takes records more slowly than they are sent (output buffers in flight), or compression "
-            "does (slabs sealed): send less, wait longer, or raise buffer_memory or workers"
+            "The cluster takes records more slowly than they are sent "
+            + (
+                "(slabs ready and in flight): send less, wait longer, or raise buffer_memory"
+                if arena.is_direct
+                else "(output buffers in flight), or compression does (slabs sealed): send less, wait longer, or raise "
+                "buffer_memory or workers"
+            )
         )
 
     def _too_large(self, topic_name: str) -> RecordTooLargeError:

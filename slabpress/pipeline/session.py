@@ -143,7 +143,8 @@ class Session:
         self._next_nudge = now + _NUDGE_S
         self._connections_most = self.arena.memory.load_u64(at.CONNECTIONS_MOST_AT)
         self._control.wake(NETWORK)
-        waits = self.arena.seal_head != self.arena.seal_tail or self._splits.any_ever()
+        sealed = not self.arena.is_direct and self.arena.seal_head != self.arena.seal_tail
+        waits = sealed or self._splits.any_ever()
         if waits or any(map(self.arena.memory.load_u64, (at.ORPHANS_AT, at.PARKED_AT))):
             for slot in self._control.workers:
                 self._control.wake(slot)

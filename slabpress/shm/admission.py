@@ -12,6 +12,9 @@ of the ring, so that those behind them are admitted. Parked ones that may be adm
 topic-partition's batches are admitted in seal order all the same; otherwise later ones could hold all the room that
 the first one waits for.
 
+In a direct arena (no compression) nothing sealed waits for a worker: only pieces of split batches are admitted, and the
+output buffers are theirs alone.
+
 The lock is the operating system's record lock on one byte of the arena's file: the kernel releases it when its
 holder dies, so whoever takes it next must be ready to find any prefix of ``_admit``'s steps done:
 
@@ -88,6 +91,8 @@ class Admission:
         index = self._next_oversize()
         if index is not None and free >= self._outputs_needed(index):
             return True
+        if arena.is_direct:
+            return False
         index = self._next_parked()
         if index is None:
             head = arena.seal_head
@@ -102,11 +107,12 @@ class Admission:
         """Be admitted to the next batch: its descriptor index, or None while there is none or no room."""
         arena = self._arena
         waiting = (at.ORPHANS_AT, at.PARKED_AT)
-        nothing_sealed = arena.seal_head == arena.seal_tail and not any(map(arena.memory.load_u64, waiting))
-        if nothing_sealed and self._next_oversize() is None:
+        nothing_sealed = arena.is_direct or arena.seal_head == arena.seal_tail
+        if nothing_sealed and not any(map(arena.memory.load_u64, waiting)) and self._next_oversize() is None:
             return None
+        ways = (self._adopt_orphan, self._admit_piece, self._admit)
         with self.lock():
-            for take in (self._adopt_orphan, self._admit_piece, self._admit):
+            for take in ways[:2] if arena.is_direct else ways:
                 index = take()
                 if index is not None:
                     return index

@@ -20,7 +20,7 @@ from slabpress.shm.states import OUTPUT_FREE, SLAB_FREE
 if TYPE_CHECKING:
     import mmap
 
-_GEOMETRY = struct.Struct("<9Q")
+_GEOMETRY = struct.Struct("<10Q")
 
 
 class Arena:
@@ -32,7 +32,10 @@ class Arena:
         memory: the mapping as words.
         seal_ring: u32 entries, descriptor indices in seal order.
         batch_states: state word of each batch.
-        slabs, outputs: the block tables.
+        is_direct: batches are sent straight from their slabs (``Geometry.is_direct``).
+        slabs, outputs: the block tables. In a direct arena the second goes on where the first ends, and knows the
+            blocks of both; those that it claims and counts as free are its own.
+        payload_states: state word of each block of ``outputs``.
         slab_shares, output_shares: which leaders' batches have their share of them.
     """
 
@@ -46,6 +49,14 @@ class Arena:
         self.batch_states = Words(self.memory, self.layout.batch_states, geometry.batch_count)
         self.slab_states = Words(self.memory, self.layout.slab_states, geometry.slab_count)
         self.output_states = Words(self.memory, self.layout.output_states, geometry.output_count)
+        self.is_direct = bool(geometry.is_direct)
+        own = self.layout
+        states, nexts, blocks = own.output_states, own.output_nexts, own.outputs
+        before = 0
+        if self.is_direct:
+            states, nexts, blocks = own.slab_states, own.slab_nexts, own.slabs
+            before = geometry.slab_count
+        self.payload_states = Words(self.memory, states, before + geometry.output_count)
         self.slabs = Blocks(
             self.memory,
             self.layout.slab_states,
@@ -57,12 +68,13 @@ class Arena:
         )
         self.outputs = Blocks(
             self.memory,
-            self.layout.output_states,
-            self.layout.output_nexts,
-            self.layout.outputs,
-            geometry.output_count,
+            states,
+            nexts,
+            blocks,
+            before + geometry.output_count,
             geometry.output_bytes,
             OUTPUT_FREE,
+            before,
         )
         self.slab_shares = slab_shares(self)
         self.output_shares = output_shares(self)

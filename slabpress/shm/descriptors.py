@@ -7,7 +7,7 @@ store, read after its acquire load), so each group of fields is read and written
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from slabpress._native import NONE
 from slabpress.shm import layout as at
@@ -20,6 +20,7 @@ _RESULT = struct.Struct("<iiIIqq")  # code, record index, retriable, text length
 _ORIGIN = struct.Struct("<II")  # partition index, first slab
 _IDENTITY = struct.Struct("<qii")  # producer id, epoch, sequence
 
+CODEC_NONE: Final = 0
 _RECORDS_MASK = 0xFFFF_FFFF
 _WORDS_TO_CLEAR = (at.ATTEMPTS_AT + 4 - at.PARTITION_INDEX_AT) // 4
 
@@ -95,6 +96,12 @@ class Descriptors:
     def set_output(self, index: int, output: Output) -> None:
         """Record where the batch's compressed bytes are (admission, then the worker)."""
         _OUTPUT.pack_into(self._arena.view, self._at(index, at.FIRST_OUTPUT_AT), *output)
+
+    def set_slabs_as_output(self, index: int) -> None:
+        """Record that the batch is sent from its slabs, as they are (direct arena; before READY)."""
+        memory, sealed = self._arena.memory, self.sealed(index)
+        count = memory.load_u32(self._at(index, at.SLAB_COUNT_AT))
+        self.set_output(index, Output(sealed.first_slab, count, sealed.raw_bytes, CODEC_NONE))
 
     def finish_output(self, index: int, output: Output) -> None:
         """Record that the compressed bytes are complete: ``payload_bytes``, which was 0, is stored last.

@@ -5,8 +5,10 @@
     +----------------+
     | seal ring      |  u32 per entry: descriptor indices in seal order
     | batch states   |  u32 per descriptor
-    | slab states    |  u32 per slab          slab nexts     u32 per slab
-    | output states  |  u32 per output buffer output nexts   u32 per output buffer
+    | slab states    |  u32 per slab
+    | output states  |  u32 per output buffer, right after the slabs': both kinds are one table for who sends either
+    | slab nexts     |  u32 per slab
+    | output nexts   |  u32 per output buffer
     | descriptors    |  DESCRIPTOR_BYTES each
     | topics         |  TOPIC_BYTES each
     | partitions     |  PARTITION_BYTES each
@@ -23,7 +25,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 MAGIC: Final = 0x534C_4142_5052_4553  # "SLABPRES"
-LAYOUT_VERSION: Final = 4
+LAYOUT_VERSION: Final = 5
 PAGE_BYTES: Final = 4096
 LINE_BYTES: Final = 64
 
@@ -166,6 +168,9 @@ class Geometry(NamedTuple):
     partition_count: int
     # Output buffers that only pieces of split batches may take the last of (shm/admission.py).
     split_outputs: int = 0
+    # 1 for an arena without compression: batches are sent straight from their slabs, and no worker takes any but to
+    # split it, so the output buffers are for pieces alone.
+    is_direct: int = 0
 
     @property
     def seal_ring_entries(self) -> int:
@@ -179,8 +184,8 @@ class Layout(NamedTuple):
     seal_ring: int
     batch_states: int
     slab_states: int
-    slab_nexts: int
     output_states: int
+    slab_nexts: int
     output_nexts: int
     descriptors: int
     topics: int
@@ -200,9 +205,9 @@ def layout_of(geometry: Geometry) -> Layout:
     seal_ring = HEADER_BYTES
     batch_states = align(seal_ring + 4 * geometry.seal_ring_entries, LINE_BYTES)
     slab_states = align(batch_states + 4 * geometry.batch_count, LINE_BYTES)
-    slab_nexts = align(slab_states + 4 * geometry.slab_count, LINE_BYTES)
-    output_states = align(slab_nexts + 4 * geometry.slab_count, LINE_BYTES)
-    output_nexts = align(output_states + 4 * geometry.output_count, LINE_BYTES)
+    output_states = slab_states + 4 * geometry.slab_count
+    slab_nexts = align(output_states + 4 * geometry.output_count, LINE_BYTES)
+    output_nexts = slab_nexts + 4 * geometry.slab_count
     descriptors = align(output_nexts + 4 * geometry.output_count, LINE_BYTES)
     topics = align(descriptors + DESCRIPTOR_BYTES * geometry.batch_count, LINE_BYTES)
     partitions = align(topics + TOPIC_BYTES * geometry.topic_count, LINE_BYTES)
@@ -213,8 +218,8 @@ def layout_of(geometry: Geometry) -> Layout:
         seal_ring,
         batch_states,
         slab_states,
-        slab_nexts,
         output_states,
+        slab_nexts,
         output_nexts,
         descriptors,
         topics,
@@ -256,3 +261,12 @@ def plan_geometry(arena_bytes: int, slab_bytes: int, topic_count: int, partition
         blocks -= 1
     smallest = Geometry(0, slab_bytes, 2, slab_bytes, 2, 4, topic_count, partition_count)
     raise ValueError(f"{layout_of(smallest).end} bytes are the least for slabs of {slab_bytes} bytes")
+
+
+def make_direct(geometry: Geometry, outputs: int) -> Geometry:
+    """The same arena for batches that are sent from their slabs: so many output buffers, for pieces; the rest slabs.
+
+    Blocks of either kind are of one size, and so are their table entries.
+    """
+    slabs = geometry.slab_count + geometry.output_count - outputs
+    return geometry._replace(slab_count=slabs, output_count=outputs, split_outputs=outputs, is_direct=1)

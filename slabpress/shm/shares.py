@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from slabpress.shm.arena import Arena
 
 _HOLDING_SLABS: Final = frozenset({OPEN, SEALED, PARKED, COMPRESSING})
+# In a direct arena slabs are what is sent, and what is sent again in pieces.
+_HOLDING_SENT_SLABS: Final = frozenset({OPEN, COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PARTIAL})
 _HOLDING_OUTPUTS: Final = frozenset({COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PARTIAL})
 
 
 def slab_shares(arena: Arena) -> Shares:
     """Who has its share of the slabs."""
-    return _shares(arena, arena.slabs, _HOLDING_SLABS, at.SLAB_COUNT_AT, 1, 0)
+    holding = _HOLDING_SENT_SLABS if arena.is_direct else _HOLDING_SLABS
+    return _shares(arena, arena.slabs, holding, at.SLAB_COUNT_AT, 1, 0)
 
 
 def output_shares(arena: Arena) -> Shares:

@@ -93,9 +93,11 @@ class Splits:
         view = self._arena.view
         _SOURCE.pack_into(view, self._at(index, at.SPLIT_SOURCE_BYTES_AT), source_bytes, source_codec)
         _COURSE.pack_into(view, self._at(index, at.SPLIT_FIRST_AT), 0, records // 2, records, source_bytes)
-        # Its slabs were freed long ago, and may be another batch's; nor are they its leader's share any more.
+        # Its slabs were freed long ago and may be another batch's; they are its leader's share no more. In a direct
+        # arena they are the source, and are freed as such.
         self._arena.memory.store_u32(self._at(index, at.FIRST_SLAB_AT), NONE)
-        self._arena.memory.store_u32(self._at(index, at.SLAB_COUNT_AT), 0)
+        if not self._arena.is_direct:
+            self._arena.memory.store_u32(self._at(index, at.SLAB_COUNT_AT), 0)
         # Before the source: a successor finds the batch by its source, and workers look for it only after this.
         self._arena.memory.add_u64(at.SPLITS_AT, 1)
         self._arena.memory.store_u32(self._at(index, at.SPLIT_SOURCE_AT), source)

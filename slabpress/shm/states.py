@@ -5,7 +5,8 @@ admission lock, N the network process. While a state lasts, its owner alone may 
 
     batch        owner  leaves to           what the owner does
     FREE         C      OPEN                claims it for a topic-partition
-    OPEN         C      SEALED, FREE        appends records; FREE when it closes without one
+    OPEN         C      SEALED, READY, FREE    appends records; in a direct arena, where nothing is compressed, it is
+                                            READY at once; FREE when it closes without one
     SEALED       A      COMPRESSING, PARKED    claims its output buffers, in seal order (laws 4 and 6), or sets it
                                             aside while its leader has its share of them (shm/shares.py)
     PARKED       A      COMPRESSING         claims its output buffers, before any SEALED one
@@ -20,9 +21,11 @@ admission lock, N the network process. While a state lasts, its owner alone may 
 
     slab         owner  leaves to           output buffer  owner  leaves to
     FREE         C      OPEN                FREE           A      FILLING
-    OPEN         C      SEALED              FILLING        W      READY, FREE (what compression saved)
+    OPEN         C      SEALED, READY       FILLING        W      READY, FREE (what compression saved)
     SEALED       A      COMPRESSING         READY          N      IN_FLIGHT, FREE
     COMPRESSING  W      FREE                IN_FLIGHT      N      READY, FREE
+    READY        N      IN_FLIGHT, FREE     } in a direct arena, where slabs are what is sent
+    IN_FLIGHT    N      READY, FREE         }
 
 The source of a split batch, the payload that was too large, stays READY until the last piece has its result.
 
@@ -66,7 +69,7 @@ BATCH_STATES: Final = (
 UNDER_WAY: Final = frozenset({SEALED, PARKED, COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PARTIAL})
 BATCH_TRANSITIONS: Final[dict[int, frozenset[int]]] = {
     FREE: frozenset({OPEN}),
-    OPEN: frozenset({SEALED, FREE}),
+    OPEN: frozenset({SEALED, READY, FREE}),
     SEALED: frozenset({COMPRESSING, PARKED}),
     PARKED: frozenset({COMPRESSING}),
     COMPRESSING: frozenset({READY}),
@@ -80,20 +83,25 @@ BATCH_TRANSITIONS: Final[dict[int, frozenset[int]]] = {
 
 SLAB_FREE: Final = 0
 SLAB_OPEN: Final = 1
-SLAB_SEALED: Final = 2
-SLAB_COMPRESSING: Final = 3
-SLAB_STATES: Final = ("free", "open", "sealed", "compressing")
+# Whoever sends need not know which of the two kinds of block it is: these are the numbers of OUTPUT_*.
+SLAB_READY: Final = 2
+SLAB_IN_FLIGHT: Final = 3
+SLAB_SEALED: Final = 4
+SLAB_COMPRESSING: Final = 5
+SLAB_STATES: Final = ("free", "open", "ready", "in_flight", "sealed", "compressing")
 SLAB_TRANSITIONS: Final[dict[int, frozenset[int]]] = {
     SLAB_FREE: frozenset({SLAB_OPEN}),
-    SLAB_OPEN: frozenset({SLAB_SEALED}),
+    SLAB_OPEN: frozenset({SLAB_SEALED, SLAB_READY}),
+    SLAB_READY: frozenset({SLAB_IN_FLIGHT, SLAB_FREE}),
+    SLAB_IN_FLIGHT: frozenset({SLAB_READY, SLAB_FREE}),
     SLAB_SEALED: frozenset({SLAB_COMPRESSING}),
     SLAB_COMPRESSING: frozenset({SLAB_FREE}),
 }
 
 OUTPUT_FREE: Final = 0
 OUTPUT_FILLING: Final = 1
-OUTPUT_READY: Final = 2
-OUTPUT_IN_FLIGHT: Final = 3
+OUTPUT_READY: Final = SLAB_READY
+OUTPUT_IN_FLIGHT: Final = SLAB_IN_FLIGHT
 OUTPUT_STATES: Final = ("free", "filling", "ready", "in_flight")
 OUTPUT_TRANSITIONS: Final[dict[int, frozenset[int]]] = {
     OUTPUT_FREE: frozenset({OUTPUT_FILLING}),

@@ -11,19 +11,16 @@ A kill between any two of these steps leaves what ``shm/admission.py`` knows how
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from slabpress._native import cut_records
 from slabpress.shm import layout as at
 from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
-from slabpress.shm.descriptors import Descriptors, Output, Sealed
+from slabpress.shm.descriptors import CODEC_NONE, Descriptors, Output, Sealed
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
 from slabpress.workers.codecs import NOT_SMALLER, Codec
-
-CODEC_NONE: Final = 0
 
 
 class Compressor:

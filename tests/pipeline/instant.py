@@ -31,7 +31,7 @@ from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.descriptors import Descriptors, Result
-from slabpress.shm.states import DONE, IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT
+from slabpress.shm.states import DONE, IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT, READY
 from slabpress.shm.topics import TopicTable
 from tests.shm.kit import publish_raw
 from tests.support.reference_batch import Record, decode_records
@@ -112,11 +112,12 @@ class InstantPipeline:
 
     def deliver_one(self) -> DeliveredBatch | None:
         """Take the next sealed batch to DONE; None if there is none."""
-        index = self._admission.take()
+        index = self._next_ready() if self.arena.is_direct else self._admission.take()
         if index is None:
             return None
         arena, descriptors = self.arena, self._descriptors
-        publish_raw(arena, index)
+        if not arena.is_direct:
+            publish_raw(arena, index)
         sealed, output = descriptors.sealed(index), descriptors.output(index)
         arena.batch_states.store(index, IN_FLIGHT)
         arena.outputs.mark(output.first_output, OUTPUT_IN_FLIGHT)
@@ -134,6 +135,10 @@ class InstantPipeline:
         arena.batch_states.store(index, DONE)
         self.control.wake(COORDINATOR)
         return batch
+
+    def _next_ready(self) -> int | None:
+        """In a direct arena: the batch that was sealed first."""
+        return min(self.arena.batch_states.find_all(READY), key=self._descriptors.seal_number, default=None)
 
     def values(self, topic: str, partition: int) -> list[bytes | None]:
         """The values that were delivered to a topic-partition, in order."""

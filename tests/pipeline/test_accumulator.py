@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.topics import Topic
 from slabpress.shm import layout as at
-from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK
+from slabpress.shm.descriptors import CODEC_NONE, Descriptors
 from slabpress.shm.states import (
     DONE,
     FREE,
     OPEN,
+    READY,
     REPORTING,
     SEALED,
     SLAB_COMPRESSING,
     SLAB_OPEN,
+    SLAB_READY,
     SLAB_SEALED,
 )
 from tests.pipeline.instant import Parts, parts
@@ -102,7 +105,7 @@ def test_a_batch_that_is_opened_again_lingers_anew() -> None:
         assert rig.sealed() == [first.descriptor, other.descriptor]
 
 
-def test_sealing_gives_a_place_in_the_order_and_everything_a_worker_needs() -> None:
+def test_sealing_gives_a_place_in_the_order_and_everything_that_comes_next_needs() -> None:
     with parts() as rig:
         topic = rig.topic("t", 3)
         batches = [_open(rig, topic, partition, size=1500) for partition in range(3)]
@@ -115,22 +118,29 @@ def test_sealing_gives_a_place_in_the_order_and_everything_a_worker_needs() -> N
         assert topic.open == [None] * 3
         assert rig.accumulator.open_batches == 0
         for batch in batches:
-            assert rig.arena.batch_states.load(batch.descriptor) == SEALED
+            assert rig.arena.batch_states.load(batch.descriptor) == (READY if rig.arena.is_direct else SEALED)
             assert Descriptors(rig.arena).seal_number(batch.descriptor) == batch.seal_number
             slabs = rig.arena.slabs.chain(batch.first_slab)
-            assert [rig.arena.slab_states.load(slab) for slab in slabs] == [SLAB_SEALED] * 2
+            state = SLAB_READY if rig.arena.is_direct else SLAB_SEALED
+            assert [rig.arena.slab_states.load(slab) for slab in slabs] == [state] * 2
             said = Descriptors(rig.arena).sealed(batch.descriptor)
             assert said.raw_bytes == batch.bytes
+            if rig.arena.is_direct:
+                output = Descriptors(rig.arena).output(batch.descriptor)
+                assert output == (batch.first_slab, 2, batch.bytes, CODEC_NONE)
             assert rig.table.partition(said.partition_index) == (topic.index, batch.partition)
         counters = [rig.arena.memory.load_u64(at.COORDINATOR_COUNTERS_AT + 8 * place) for place in range(3)]
         assert counters == [3, sum(batch.bytes for batch in batches), 3]
 
 
-def test_sealing_wakes_a_worker_that_sleeps() -> None:
+def test_sealing_wakes_who_sleeps_and_is_next() -> None:
     with parts() as rig:
-        rig.control.lie_down(2)
+        slot, other = (NETWORK, FIRST_WORKER) if rig.arena.is_direct else (FIRST_WORKER, NETWORK)
+        for each in (slot, other):
+            rig.control.lie_down(each)
         rig.accumulator.seal(_open(rig, rig.topic("t", 1), 0))
-        assert rig.control.bells[0].wait(0, [rig.control.bells[2].fileno()]) == [rig.control.bells[2].fileno()]
+        bells = [rig.control.bells[each].fileno() for each in (slot, other)]
+        assert rig.control.bells[COORDINATOR].wait(0, bells) == bells[:1]
 
 
 def test_a_batch_without_a_record_is_given_back_and_not_sealed() -> None:
@@ -183,8 +193,8 @@ def test_pressure_seals_an_eighth_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("state", [SLAB_SEALED, SLAB_COMPRESSING | 3 << 8])
-def test_pressure_seals_nothing_while_enough_is_on_its_way(state: int) -> None:
-    with parts() as rig:
+def test_pressure_seals_nothing_while_enough_is_on_its_way_to_a_worker(state: int) -> None:
+    with parts(compression_type="lz4") as rig:
         _fill(rig, 2, [10, 20])
         quarter = rig.arena.geometry.slab_count // 4
         first = rig.arena.slabs.claim(quarter + 1, state)
@@ -244,6 +254,34 @@ def test_done_batches_are_taken_once_and_their_descriptors_kept_until_released()
         assert rig.accumulator.unfinished() == [first]
 
 
+def test_pressure_seals_nothing_while_enough_waits_to_be_sent() -> None:
+    with parts(compression_type="none") as rig:
+        topic = rig.topic("t", 4)
+        quarter = rig.arena.geometry.slab_count // 4
+        for partition, slabs in enumerate((quarter - 3, 4)):
+            rig.accumulator.seal(_open(rig, topic, partition, size=1024 * slabs - 100))
+        batch = _open(rig, topic, 2)
+        rig.accumulator.relieve_pressure()
+        assert len(rig.sealed()) == 2
+        assert rig.pipeline.deliver_one() is not None
+        rig.accumulator.relieve_pressure()
+        assert rig.sealed()[2:] == [batch.descriptor]
+
+
+def test_slabs_that_wait_for_a_leader_with_its_share_are_on_their_way_nowhere() -> None:
+    with parts(compression_type="none") as rig:
+        topic = rig.topic("t", 2)
+        for partition in range(2):
+            rig.table.set_leader(rig.registry.partition_index(topic, partition), partition)
+        rig.arena.memory.store_u32(at.BROKERS_AT, 2)
+        batch = _open(rig, topic, 1)
+        while not rig.accumulator.has_share(topic.partition_indices[0]):
+            rig.accumulator.seal(_open(rig, topic, 0, size=1800))
+        sealed = len(rig.sealed())
+        rig.accumulator.relieve_pressure()
+        assert rig.sealed()[sealed:] == [batch.descriptor]
+
+
 def test_unfinished_batches_come_in_seal_order_and_open_ones_last() -> None:
     with parts() as rig:
         topic = rig.topic("t", 4)
@@ -287,7 +325,9 @@ def _check_conservation(rig: Parts, topic: Topic) -> None:
     assert sorted(tracked) == [index for index in range(states.count) if states.load(index) != FREE]
     chains = [rig.arena.slabs.chain(batch.first_slab) for batch in open_batches]
     chains += [
-        rig.arena.slabs.chain(Descriptors(rig.arena).sealed(index).first_slab) for index in states.find_all(SEALED)
+        rig.arena.slabs.chain(Descriptors(rig.arena).sealed(index).first_slab)
+        for state in (SEALED, READY)
+        for index in states.find_all(state)
     ]
     slabs = [slab for chain in chains for slab in chain]
     assert len(set(slabs)) == len(slabs)

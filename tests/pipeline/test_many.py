@@ -168,7 +168,7 @@ def test_a_promise_holds_every_batch_of_its_call_and_none_of_another_however_the
     def fate(batch: DeliveredBatch) -> Any:
         return refused(batch) if b"bad" in (batch.records[0].key or b"") else delivered(batch)
 
-    keys = {name: [b"%s%d" % (name, n % 50) for n in range(3000)] for name in (b"bad", b"good")}
+    keys = {name: [b"%s%d" % (name, n % 50) for n in range(9000)] for name in (b"bad", b"good")}
     partitions = {name: {java_partition(key, 16) for key in keys[name]} for name in keys}
     apart = sorted(partitions[b"bad"] - partitions[b"good"])
     keys[b"bad"] = [key for key in keys[b"bad"] if java_partition(key, 16) in apart] or keys[b"bad"]

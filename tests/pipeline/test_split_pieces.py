@@ -180,7 +180,7 @@ def test_a_topics_batches_become_smaller_at_once_and_grow_again_with_those_that_
 
 def test_what_is_learnt_speaks_of_uncompressed_bytes_as_batches_are_filled_by_those() -> None:
     values = [random.Random(number).randbytes(50).hex().encode() for number in range(37)]
-    with LimitedRig(HEADER_BYTES + 1500, codec="zstd") as rig:
+    with LimitedRig(HEADER_BYTES + 1500, codec="zstd", compression_type="zstd") as rig:
         rig.send_many("t", values)
         rig.flush()
         sizes = [arrival.size - HEADER_BYTES for arrival in rig.broker.arrivals]

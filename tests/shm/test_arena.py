@@ -98,7 +98,7 @@ def _header(magic: int = at.MAGIC, version: int = at.LAYOUT_VERSION, geometry: G
     geometry = geometry or small_geometry()
     header = bytearray(geometry.arena_bytes)
     struct.pack_into("<QI", header, at.MAGIC_AT, magic, version)
-    struct.pack_into("<9Q", header, at.GEOMETRY_AT, *geometry)
+    struct.pack_into("<10Q", header, at.GEOMETRY_AT, *geometry)
     return bytes(header)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from slabpress.shm.admission import DEATHS_MAX, Admission
-from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.descriptors import CODEC_NONE, Descriptors
 from slabpress.workers.codecs import make_codec
-from slabpress.workers.compressor import CODEC_NONE, Compressor
+from slabpress.workers.compressor import Compressor
 from tests.pipeline.instant import Parts, parts
 
 
 @pytest.mark.parametrize(("deaths", "codec"), [(0, 4), (DEATHS_MAX - 1, 4), (DEATHS_MAX, CODEC_NONE)])
 def test_a_batch_that_kills_worker_after_worker_is_sent_uncompressed(deaths: int, codec: int) -> None:
-    with parts() as rig:
+    with parts(compression_type="zstd") as rig:
         index = _sealed_batch(rig)
         for worker in range(deaths):
             assert Admission(rig.arena, worker).take() == index

@@ -134,7 +134,7 @@ def test_a_flood_leaves_every_second_turn_at_the_worker_to_another(
     pipeline = make_pipeline(broker.address, workers=1)
     broker.allow(FLOOD + SMALL)
     flooder = _flood(pipeline, broker, "gzip")
-    small = pipeline.producer(linger_ms=0)
+    small = pipeline.producer(linger_ms=0, compression_type="gzip")
     begin(small, "small")
     with stopped(processes(pipeline)["worker 0"]):
         _seal(flooder)
