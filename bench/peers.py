@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bench import side_confluent, side_slabpress
+from bench import side_aiokafka, side_confluent, side_java, side_kafka_python, side_slabpress
 from bench.job import Job
 from bench.points import Point
 
@@ -24,6 +24,8 @@ class Peer(NamedTuple):
         why: where its settings come from.
         package: whose version is told.
         command: its command line.
+        warm_up: the least that it gets to warm up with, as a share of its records.
+        settings: what its process does not say itself.
         share: of the records; less where a client takes ten times as long, so that a round ends.
         keys: whether it can send keys.
         levels: codecs with a level that it can be told, or that is its only one.
@@ -32,6 +34,8 @@ class Peer(NamedTuple):
     why: str
     package: str
     command: Callable[[Job], list[str]] = python_side
+    warm_up: float = 0.0
+    settings: Callable[[Job], dict[str, Any]] | None = None
     share: float = 1.0
     keys: bool = True
     levels: tuple[str, ...] | None = None
@@ -51,5 +55,9 @@ PEERS = {
     "slabpress send_lines": Peer(side_slabpress.WHY, "slabpress", keys=False),
     "confluent produce": Peer(side_confluent.WHY, "confluent-kafka"),
     "confluent produce_batch": Peer(side_confluent.WHY, "confluent-kafka"),
+    # Neither can be told a level; zstd's is 3 in both, the others' are in their source and are the same for all points.
+    "kafka-python": Peer(side_kafka_python.WHY, "kafka-python", share=0.1, levels=("zstd:3",)),
+    "aiokafka send_batch": Peer(side_aiokafka.WHY, "aiokafka", share=0.1, levels=("zstd:3",)),
+    "java": Peer(side_java.WHY, side_java.PACKAGE, side_java.command, side_java.WARM_UP, side_java.settings),
 }
-HEADLINE = tuple(PEERS)
+HEADLINE = tuple(name for name in PEERS if name.startswith(("slabpress", "confluent")))

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from bench import side_confluent, side_slabpress
+from bench import side_aiokafka, side_confluent, side_kafka_python, side_slabpress
 from bench.job import Client, Job
 from bench.kinds import go_round, read
 
@@ -26,6 +26,8 @@ SIDES: dict[str, Callable[[Job], Client]] = {
     "slabpress send_lines": side_slabpress.SendLines,
     "confluent produce": side_confluent.Produce,
     "confluent produce_batch": side_confluent.ProduceBatch,
+    "kafka-python": side_kafka_python.Send,
+    "aiokafka send_batch": side_aiokafka.SendBatch,
 }
 
 

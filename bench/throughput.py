@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import points
+from bench.java_build import missing_tool
 from bench.kinds import KINDS
 from bench.peers import HEADLINE, PEERS
 from bench.points import Point
-from bench.report import write_json
+from bench.report import machine, write_json
 from bench.throughput_figures import LEGEND, summarize, tables
+from bench.throughput_head import head
+from bench.throughput_picture import CHARTS, draw
 from bench.throughput_run import Comparison, LostError, Plan
 
 QUICK_MEGABYTES = 40.0
@@ -73,6 +76,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warm-up", type=float, default=0.1, help="share of the records that is sent unmeasured first")
     parser.add_argument("--buffer-memory", default="64MiB", help="of slabpress")
     parser.add_argument("--json", type=Path, help="write the figures and all samples to this file")
+    parser.add_argument("--charts", type=Path, metavar="FOLDER", help=f"draw {' and '.join(CHARTS)} there")
+    parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="measure nothing: charts of this JSON")
     return parser.parse_args(arguments)
 
 
@@ -104,12 +109,45 @@ def plan_of(options: argparse.Namespace) -> Plan:
     )
 
 
+def introduce(plan: Plan, told: dict[str, Any], points: int) -> None:
+    """Say what is about to be measured."""
+    for kind in told["data"].values():
+        ratios = ", ".join(f"{codec} {ratio}" for codec, ratio in kind["ratios"].items())
+        print(f"{kind['text']}: {kind['distinct']} distinct, {kind['bytes']['mean']:.0f} bytes each; ratios: {ratios}")
+    amount = f"{plan.records} records" if plan.records else f"{plan.megabytes:g} MB"
+    print(
+        f"{points} points, {plan.rounds} rounds; {amount} a run (slow sides less), after {plan.warm_up:.0%} of it to "
+        f"warm up (Java more); acks={plan.acks}, idempotence {'on' if plan.idempotent else 'off'}, linger "
+        f"{plan.linger_ms} ms"
+    )
+    for text in told["left_out"]:
+        print(text)
+    print(flush=True)
+
+
+def finish(options: argparse.Namespace, result: dict[str, Any]) -> int:
+    """Print the tables and each side's settings, and draw if asked to."""
+    print(f"{tables(result['rows'])}\n\n{LEGEND}\n\nsettings; what is not named is the client's default:")
+    for name, side in result["sides"].items():
+        given: dict[str, Any] = next((run["settings"] for run in result["samples"] if run["side"] == name), {})
+        text = ", ".join(f"{key}={value}" for key, value in given.items() if "serializer" not in key)
+        print(f"- {name}: {text}. {side['why']}.")
+    if options.charts is not None:
+        for path in draw(result, options.charts):
+            print(f"drawn: {path}")
+    return 0
+
+
 def main() -> int:
     """Measure, print, and write JSON if asked to; 1 if a side lost records."""
     options = parse()
+    if options.source is not None:
+        return finish(options, json.loads(options.source.read_text()))
     plan, chosen = plan_of(options), points_of(options)
     names = options.sides or (list(PEERS) if options.suite == "full" else list(HEADLINE))
-    peers = {name: PEERS[name] for name in names}
+    peers = {name: PEERS[name] for name in names if name != "java" or missing_tool() is None}
+    told = head(chosen, peers)
+    introduce(plan, told, len(chosen))
     samples: list[dict[str, Any]] = []
     with Comparison(plan, peers, lambda text: print(text, file=sys.stderr, flush=True)) as comparison:
         try:
@@ -118,11 +156,9 @@ def main() -> int:
         except LostError as error:
             print(f"ERROR: {error}", file=sys.stderr)
             return 1
-    rows = summarize(samples)
-    print(f"{tables(rows)}\n\n{LEGEND}")
-    print(json.dumps(plan._asdict()))
-    write_json(options.json, {"plan": plan._asdict(), "rows": rows, "samples": samples})
-    return 0
+    result = {"machine": machine(), "plan": plan._asdict()} | told | {"rows": summarize(samples), "samples": samples}
+    write_json(options.json, result)
+    return finish(options, result)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class Comparison:
             codec=point.codec_name,
             level=point.level,
             records=records,
-            warm_up=max(1, round(records * plan.warm_up)),
+            warm_up=max(1, round(records * max(plan.warm_up, peer.warm_up))),
             data=str(data.path),
             keyed=point.keyed,
             partitions=point.partitions,
@@ -180,4 +180,5 @@ class Comparison:
         megabytes = records * data.value_bytes / data.distinct / 1e6
         self._say(f"  {number + 1}: {name}, {point.codec}: {records / said['seconds'] / 1e6:.2f} M rec/s")
         sample = {"round": number, "point": point._asdict(), "side": name, "records": records, "megabytes": megabytes}
-        return sample | said | {"arrived": arrived._asdict()}
+        sample |= {"warm_up": job.warm_up} | said | {"arrived": arrived._asdict()}
+        return sample | ({} if peer.settings is None else {"settings": peer.settings(job)})
