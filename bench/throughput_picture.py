@@ -22,6 +22,9 @@ COLORS = {
 }
 
 
+CUT_FROM = 3.0
+
+
 class Chart(NamedTuple):
     """One picture.
 
@@ -58,7 +61,7 @@ class Bar(NamedTuple):
 def panels(rows: Sequence[dict[str, Any]], chart: Chart) -> dict[str, list[Bar]]:
     """The bars of each codec, at the headline's data, partitions, keys and broker; or at the first point's."""
     found: dict[str, list[Bar]] = {}
-    wanted = _wanted(rows)
+    wanted = _pictured(rows)
     for row in rows:
         if row["point"] | {"codec": ""} == wanted:
             values = {name: value / chart.scale for name, value in row[chart.figure].items()}
@@ -67,12 +70,21 @@ def panels(rows: Sequence[dict[str, Any]], chart: Chart) -> dict[str, list[Bar]]
     return found
 
 
-def _wanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _pictured(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     points = [row["point"] | {"codec": ""} for row in rows]
     if not points:
         raise SystemExit("there are no figures: nothing to draw")
     usual = Point(codec="")._asdict()
     return usual if usual in points else points[0]
+
+
+def longest(codecs: dict[str, list[Bar]]) -> float:
+    """The length of the longest bar; one side's that would be three times as long as all others' is cut."""
+    lengths: dict[str, float] = {}
+    for bar in (bar for bars in codecs.values() for bar in bars):
+        lengths[bar.side] = max(bar.most, lengths.get(bar.side, 0.0))
+    first, *rest = sorted(lengths.values(), reverse=True)
+    return 1.3 * rest[0] if rest and first > CUT_FROM * rest[0] else first
 
 
 def draw(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -100,8 +112,11 @@ def _draw(codecs: dict[str, list[Bar]], chart: Chart, footnote: str, path: Path)
     sides = list(dict.fromkeys(bar.side for bars in codecs.values() for bar in bars))
     size = (2.2 + 2.6 * len(codecs), 1.5 + 0.3 * len(sides))
     figure, axes = pyplot.subplots(1, len(codecs), figsize=size, dpi=110, sharey=True, sharex=True, squeeze=False)
+    limit = longest(codecs)
     for place, (codec, bars) in zip(axes[0], codecs.items(), strict=True):
-        _panel(place, codec, bars, sides, chart)
+        _panel(place, bars, sides, chart, limit)
+        place.set_title(codec, fontsize=10)
+        place.set_xlim(0, 1.25 * limit)
     axes[0][0].set_yticks(range(len(sides)), sides, fontsize=9)
     axes[0][0].invert_yaxis()
     figure.suptitle(chart.title, fontsize=11)
@@ -111,23 +126,21 @@ def _draw(codecs: dict[str, list[Bar]], chart: Chart, footnote: str, path: Path)
     pyplot.close(figure)
 
 
-def _panel(axes: Any, codec: str, bars: Sequence[Bar], sides: Sequence[str], chart: Chart) -> None:
+def _panel(axes: Any, bars: Sequence[Bar], sides: Sequence[str], chart: Chart, limit: float) -> None:
     for bar in bars:
         at = sides.index(bar.side)
-        whisker = [[bar.median - bar.least], [bar.most - bar.median]]
+        whisker = [[bar.median - bar.least], [bar.most - bar.median]] if bar.most <= limit else None
+        length = bar.median if bar.most <= limit else limit
         style = {"ecolor": "0.6", "capsize": 2, "error_kw": {"linewidth": 1}}
-        axes.barh(at, bar.median, xerr=whisker, color=COLORS.get(bar.side, "tab:gray"), height=0.75, **style)
+        axes.barh(at, length, xerr=whisker, color=COLORS.get(bar.side, "tab:gray"), height=0.75, **style)
         axes.annotate(
-            f"{bar.median:,.{chart.digits}f}",
-            (bar.most, at),
+            f"{bar.median:,.{chart.digits}f}" + ("" if bar.most <= limit else " (cut)"),
+            (min(bar.most, limit), at),
             xytext=(3, 0),
             textcoords="offset points",
             va="center",
             fontsize=8,
         )
-    axes.set_title(codec, fontsize=10)
-    axes.margins(x=0.22)
-    axes.set_xlim(left=0)
     axes.grid(visible=True, axis="x", alpha=0.25)
     axes.set_axisbelow(True)
     for edge in ("top", "right"):
@@ -135,7 +148,7 @@ def _panel(axes: Any, codec: str, bars: Sequence[Bar], sides: Sequence[str], cha
 
 
 def _footnote(result: dict[str, Any]) -> str:
-    point, machine, plan = _wanted(result["rows"]), result["machine"], result["plan"]
+    point, machine, plan = _pictured(result["rows"]), result["machine"], result["plan"]
     keys = "keys" if point["keyed"] else "no keys"
     data = result["data"][point["data"]]["text"]
     return (
