@@ -9,7 +9,7 @@ from bench.memory_figures import grid
 from bench.points import Point
 from bench.report import spread
 
-HEAD = ("side", "M rec/s", "least-most", "MB/s", "CPU s/GB", "least-most", "ratio", "KB a batch")
+HEAD = ("side", "k rec/s", "least-most", "MB/s", "CPU s/GB", "least-most", "ratio", "KB a batch")
 LEGEND = """\
 Medians over the rounds, and the least and the most. MB and GB are of values, before compression (decimal). CPU: seconds
 of all processes of a side, those that have ended too; the broker's are not in it. ratio, KB a batch: values over bytes
@@ -72,8 +72,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     speed, cpu = row["records_per_s"], row["cpu_s_per_gb"]
     return [
         row["side"],
-        f"{speed['median'] / 1e6:.2f}",
-        f"{speed['min'] / 1e6:.2f}-{speed['max'] / 1e6:.2f}",
+        f"{speed['median'] / 1e3:.0f}",
+        f"{speed['min'] / 1e3:.0f}-{speed['max'] / 1e3:.0f}",
         f"{row['mb_per_s']['median']:.0f}",
         f"{cpu['median']:.1f}",
         f"{cpu['min']:.1f}-{cpu['max']:.1f}",

@@ -17,7 +17,7 @@ from bench.points import Point
 from bench.throughput_brokers import OPEN, Arrived, Broker
 from tests.support.kafka_install import spawn
 
-DEADLINE_S = 900
+DEADLINE_S = 300
 STDERR_BYTES = 2000
 
 
@@ -178,7 +178,7 @@ class Comparison:
         except LostError as error:
             raise LostError(f"{name} at {point}: {error}") from None
         megabytes = records * data.value_bytes / data.distinct / 1e6
-        self._say(f"  {number + 1}: {name}, {point.codec}: {records / said['seconds'] / 1e6:.2f} M rec/s")
+        self._say(f"  {number + 1}: {name}, {point.codec}: {megabytes / said['seconds']:.0f} MB/s")
         sample = {"round": number, "point": point._asdict(), "side": name, "records": records, "megabytes": megabytes}
         sample |= {"warm_up": job.warm_up} | said | {"arrived": arrived._asdict()}
         return sample | ({} if peer.settings is None else {"settings": peer.settings(job)})

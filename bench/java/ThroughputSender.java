@@ -22,9 +22,12 @@ import org.apache.kafka.clients.producer.ProducerRecord;
  */
 public final class ThroughputSender {
     private static final LongAdder acknowledged = new LongAdder();
+    private static volatile Exception failed;
     private static final Callback COUNT = (metadata, failure) -> {
         if (failure == null) {
             acknowledged.increment();
+        } else {
+            failed = failure;
         }
     };
 
@@ -61,11 +64,15 @@ public final class ThroughputSender {
             List<byte[]> keys,
             List<byte[]> values,
             int first,
-            int count) {
+            int count)
+            throws Exception {
         int distinct = values.size();
         int at = first % distinct;
         for (int sent = 0; sent < count; sent++) {
             producer.send(new ProducerRecord<>(topic, keys.get(at), values.get(at)), COUNT);
+            if (failed != null) { // or each record of a topic that nobody knows would wait for max.block.ms
+                throw failed;
+            }
             at = at + 1 == distinct ? 0 : at + 1;
         }
         producer.flush();
