@@ -149,14 +149,18 @@ def main() -> int:
     told = head(chosen, peers)
     introduce(plan, told, len(chosen))
     samples: list[dict[str, Any]] = []
+    wrong = None
     with Comparison(plan, peers, lambda text: print(text, file=sys.stderr, flush=True)) as comparison:
         try:
             for sample in comparison.rounds(chosen):
-                samples.append(sample)  # noqa: PERF402 - what came before a failure is kept
+                samples.append(sample)  # noqa: PERF402 - what came before a failure is written
         except LostError as error:
-            print(f"ERROR: {error}", file=sys.stderr)
-            return 1
+            wrong = str(error)
     result = {"machine": machine(), "plan": plan._asdict()} | told | {"rows": summarize(samples), "samples": samples}
+    if wrong is not None:
+        print(f"ERROR: {wrong}", file=sys.stderr)
+        write_json(options.json, result | {"error": wrong})
+        return 1
     write_json(options.json, result)
     return finish(options, result)
 

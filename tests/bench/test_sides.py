@@ -6,12 +6,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import throughput
 from bench.job import Job
-from bench.peers import PEERS, Peer
+from bench.peers import PEERS, Peer, python_side
 from bench.points import Point
 from bench.throughput_run import Comparison, LostError, Plan
 from tests.support.kafka_install import spawn
@@ -113,3 +115,40 @@ def test_sides_take_turns_in_every_round() -> None:
     assert [(sample["round"], sample["side"]) for sample in found] == [
         (number, name) for number in (0, 1) for name in names
     ]
+
+
+def test_after_a_failure_the_command_writes_what_came_before_and_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peers = {"good": PEERS["slabpress send_many"], "forgetful": Peer("", "", forgetful)}
+    peers["good"] = peers["good"]._replace(command=lambda job: python_side(job._replace(side="slabpress send_many")))
+    monkeypatch.setattr(throughput, "PEERS", peers)
+    file = tmp_path / "figures.json"
+    options = ["--sides", "good,forgetful", "--records", "100", "--rounds", "2", "--codecs", "none"]
+    monkeypatch.setattr(sys, "argv", ["throughput", *options, "--json", str(file)])
+    assert throughput.main() == 1
+    written = json.loads(file.read_text())
+    assert [sample["side"] for sample in written["samples"]] == ["good"]
+    assert "the broker took" in written["error"]
+    assert "ERROR: forgetful at" in capsys.readouterr().err
+
+
+def test_the_command_measures_prints_and_writes_what_another_can_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    options = ["--sides", "slabpress send_lines", "--records", "1000", "--rounds", "2", "--codecs", "lz4"]
+    monkeypatch.setattr(sys, "argv", ["throughput", *options, "--json", str(file)])
+    assert throughput.main() == 0
+    text = capsys.readouterr().out
+    assert "| slabpress send_lines |" in text
+    assert "batch_size=1000000" in text
+    written = json.loads(file.read_text())
+    assert len(written["samples"]) == 2
+    assert written["machine"]["processor"]
+    assert written["machine"]["versions"]["slabpress"]
+    assert written["data"]["json-200"]["bytes"] == {"mean": 200.0, "least": 200, "most": 200}
+    assert written["samples"][0]["settings"]["compression_type"] == "lz4"
+    monkeypatch.setattr(sys, "argv", ["throughput", "--from", str(file)])
+    assert throughput.main() == 0
+    assert capsys.readouterr().out == text[text.index("lz4, json-200") :]
