@@ -18,6 +18,7 @@ from typing import Any
 
 from bench import memory_java
 from bench.data import ratio
+from bench.java_build import missing_tool
 from bench.memory_clients import CLIENTS, WHY
 from bench.memory_figures import LEGEND, MIB, PROMISES_LEGEND, broken, promises, summarize, table
 from bench.memory_messages import SHAPE, Job, make_messages
@@ -154,7 +155,7 @@ def main() -> int:
     """Measure, print, and write JSON and the picture if asked to; 1 if slabpress broke a promise."""
     options = parse()
     phases, messages = phases_of(options), make_messages()
-    missing = memory_java.missing_tool()
+    missing = missing_tool()
     if missing is not None:
         options.sides = [side for side in options.sides if side not in memory_java.RELEASES]
         print(f"no Java side: {missing}")

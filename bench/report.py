@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("slabpress", "confluent-kafka", "zstandard", "lz4", "cramjam", "kio", "crc32c")
+PACKAGES = ("slabpress", "confluent-kafka", "zstandard", "lz4", "cramjam", "kio", "crc32c", "kafka-python", "aiokafka")
+_PROCESSOR = Path("/proc/cpuinfo")
 
 
 def machine() -> dict[str, Any]:
@@ -24,12 +25,21 @@ def machine() -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": os.cpu_count(),
+        "processor": processor(),
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def processor() -> str:
+    """The processor's model, as Linux names it."""
+    lines = _PROCESSOR.read_text().splitlines() if _PROCESSOR.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -1,95 +1,169 @@
 """How many records a second, and for how much CPU: ``python -m bench.throughput [--quick] [--json FILE]``.
 
-slabpress's ``send`` and ``send_many`` beside confluent-kafka's ``produce`` and ``produce_batch``, interleaved
-in one run against the same sink: librdkafka's mock broker in a process of its own, which acknowledges at once
-and keeps little, so that the producers are what is measured. All processes share the machine's cores.
+slabpress beside other producers, interleaved in one run: the same records, from one file, to the same broker, each
+side in a process of its own; all share the machine's cores. The broker is bench/sink.py, which acknowledges at once and
+keeps only counts, so that the producers are what is measured, or a real Kafka. A side that did not deliver every record
+is an error and not a figure. bench/points.py says what the suites are; bench/side_*.py which settings each side has,
+and whence.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.data import RECORD_BYTES, json_lines, ratio
-from bench.report import spread, write_json
-from bench.side import SIDES, Job
-from tests.support.mock_cluster import MockCluster
+from bench import points
+from bench.java_build import missing_tool
+from bench.kinds import KINDS
+from bench.peers import HEADLINE, PEERS
+from bench.points import Point
+from bench.report import machine, write_json
+from bench.throughput_figures import LEGEND, summarize, tables
+from bench.throughput_head import head
+from bench.throughput_picture import CHARTS, draw
+from bench.throughput_run import Comparison, LostError, Plan
 
-CODECS = ("none", "lz4", "zstd")
-PARTITIONS = 4
-DEADLINE_S = 300
-
-
-def run_side(job: Job) -> dict[str, float]:
-    """Run one side once, in its own process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.side", json.dumps(job._asdict())],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{job.side} ({job.codec}) failed:\n{done.stderr[-2000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+QUICK_MEGABYTES = 40.0
+MEGABYTES = 300.0
+ROUNDS = 5
 
 
-def measure(records: int, rounds: int) -> list[dict[str, Any]]:
-    """Every side and codec, ``rounds`` times, one after the other in turn."""
-    samples: dict[tuple[str, str], list[dict[str, float]]] = {}
-    with MockCluster() as sink:
-        sink.create_topic("bench", PARTITIONS)
-        for _ in range(rounds):
-            for codec in CODECS:
-                for side in SIDES:
-                    job = Job(side, codec, records, sink.bootstrap_servers, "bench")
-                    samples.setdefault((codec, side), []).append(run_side(job))
-    gigabytes = records * RECORD_BYTES / 1e9
-    return [
-        {
-            "codec": codec,
-            "side": side,
-            "records_per_s": spread([records / sample["seconds"] for sample in runs]),
-            "cpu_s_per_gb": spread([sample["cpu_seconds"] / gigabytes for sample in runs]),
-        }
-        for (codec, side), runs in samples.items()
-    ]
+def _names(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def split(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(allowed)}")
+        return names
+
+    return split
 
 
-def table(rows: list[dict[str, Any]], lines: list[bytes]) -> str:
-    """The figures for people: medians, with the least and the most of the rounds."""
-    texts = [f"{'codec':6} {'ratio':>5}  {'side':24} {'M rec/s':>8} {'(min-max)':>13} {'MB/s':>6} {'CPU s/GB':>9}"]
-    for row in rows:
-        speed = row["records_per_s"]
-        bounds = f"({speed['min'] / 1e6:.2f}-{speed['max'] / 1e6:.2f})"
-        texts.append(
-            f"{row['codec']:6} {ratio(lines, row['codec']):5.2f}  {row['side']:24} {speed['median'] / 1e6:8.2f} "
-            f"{bounds:>13} {speed['median'] * RECORD_BYTES / 1e6:6.0f} {row['cpu_s_per_gb']['median']:9.2f}"
-        )
-    return "\n".join(texts)
+def _codecs(text: str) -> list[str]:
+    for name in text.split(","):
+        codec, _, level = name.partition(":")
+        if codec not in ("none", "gzip", "snappy", "lz4", "zstd") or (level and not level.isdigit()):
+            raise argparse.ArgumentTypeError(f"{name!r} is no codec such as {', '.join(points.CODECS)}")
+    return text.split(",")
 
 
-def main() -> None:
-    """Measure, print, and write JSON if asked to."""
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="fewer records, one round")
-    parser.add_argument("--records", type=int, default=2_000_000, help="records of each run")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side and codec")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    records, rounds = (300_000, 1) if options.quick else (options.records, options.rounds)
-    rows = measure(records, rounds)
-    lines = json_lines(5000)
-    print(f"{records} JSON records of {RECORD_BYTES} bytes, {PARTITIONS} partitions, no keys, linger 5 ms, acks all,")
-    print(f"sink: librdkafka's mock broker in its own process; medians of {rounds} interleaved rounds")
-    print(table(rows, lines))
-    write_json(options.json, {"records": records, "rounds": rounds, "rows": rows})
+    parser.add_argument("--quick", action="store_true", help="less data, one round: does it work?")
+    parser.add_argument("--suite", choices=("headline", "full"), default="headline", help="full: along every axis")
+    parser.add_argument("--rounds", type=int, help=f"runs of each side at each point ({ROUNDS})")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--records", type=int, help="of each run, whatever their size")
+    amount.add_argument("--megabytes", type=float, help=f"of each run ({MEGABYTES:g})")
+    parser.add_argument("--codecs", type=_codecs, help=f"such as {','.join(points.CODECS)}")
+    parser.add_argument("--data", type=_names(tuple(KINDS)), help=f"of {','.join(KINDS)}")
+    parser.add_argument("--partitions", type=_numbers, help="numbers of topic-partitions, such as 1,12,200")
+    parser.add_argument("--broker", type=_names(points.BROKERS), help=f"of {','.join(points.BROKERS)}")
+    parser.add_argument("--keyed", action="store_true", help="send the records' keys too")
+    parser.add_argument("--sides", type=_names(tuple(PEERS)), help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--acks", choices=("all", "1"), default="all")
+    parser.add_argument("--idempotent", action="store_true", help="on all sides that can be; else on none")
+    parser.add_argument("--linger-ms", type=int, default=5, help="of every side")
+    parser.add_argument("--warm-up", type=float, default=0.1, help="share of the records that is sent unmeasured first")
+    parser.add_argument("--buffer-memory", default="64MiB", help="of slabpress")
+    parser.add_argument("--json", type=Path, help="write the figures and all samples to this file")
+    parser.add_argument("--charts", type=Path, metavar="FOLDER", help=f"draw {' and '.join(CHARTS)} there")
+    parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="measure nothing: charts of this JSON")
+    return parser.parse_args(arguments)
+
+
+def points_of(options: argparse.Namespace) -> list[Point]:
+    """What is measured: a suite, or what was asked for by name."""
+    named = (options.codecs, options.data, options.partitions, options.broker)
+    if options.suite == "full" and not any(named):
+        return points.full()
+    return points.chosen(
+        options.codecs or points.HEADLINE_CODECS,
+        options.data or ["json-200"],
+        options.partitions or [4],
+        options.broker or ["sink"],
+        keyed=options.keyed,
+    )
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """What is the same at every point."""
+    return Plan(
+        rounds=options.rounds or (1 if options.quick else ROUNDS),
+        records=options.records,
+        megabytes=options.megabytes or (QUICK_MEGABYTES if options.quick else MEGABYTES),
+        warm_up=options.warm_up,
+        acks=options.acks,
+        idempotent=options.idempotent,
+        linger_ms=options.linger_ms,
+        buffer_memory=options.buffer_memory,
+    )
+
+
+def introduce(plan: Plan, told: dict[str, Any], points: int) -> None:
+    """Say what is about to be measured."""
+    for kind in told["data"].values():
+        ratios = ", ".join(f"{codec} {ratio}" for codec, ratio in kind["ratios"].items())
+        print(f"{kind['text']}: {kind['distinct']} distinct, {kind['bytes']['mean']:.0f} bytes each; ratios: {ratios}")
+    amount = f"{plan.records} records" if plan.records else f"{plan.megabytes:g} MB"
+    print(
+        f"{points} points, {plan.rounds} rounds; {amount} a run (slow sides less), after {plan.warm_up:.0%} of it to "
+        f"warm up (Java more); acks={plan.acks}, idempotence {'on' if plan.idempotent else 'off'}, linger "
+        f"{plan.linger_ms} ms"
+    )
+    for text in told["left_out"]:
+        print(text)
+    print(flush=True)
+
+
+def finish(options: argparse.Namespace, result: dict[str, Any]) -> int:
+    """Print the tables and each side's settings, and draw if asked to."""
+    print(f"{tables(result['rows'])}\n\n{LEGEND}\n\nsettings; what is not named is the client's default:")
+    for name, side in result["sides"].items():
+        given: dict[str, Any] = next((run["settings"] for run in result["samples"] if run["side"] == name), {})
+        text = ", ".join(f"{key}={value}" for key, value in given.items() if "serializer" not in key)
+        print(f"- {name}: {text}. {side['why']}.")
+    if options.charts is not None:
+        for path in draw(result, options.charts):
+            print(f"drawn: {path}")
+    return 0
+
+
+def main() -> int:
+    """Measure, print, and write JSON if asked to; 1 if a side lost records."""
+    options = parse()
+    if options.source is not None:
+        return finish(options, json.loads(options.source.read_text()))
+    plan, chosen = plan_of(options), points_of(options)
+    names = options.sides or (list(PEERS) if options.suite == "full" else list(HEADLINE))
+    peers = {name: PEERS[name] for name in names if name != "java" or missing_tool() is None}
+    told = head(chosen, peers)
+    introduce(plan, told, len(chosen))
+    samples: list[dict[str, Any]] = []
+    wrong = None
+    with Comparison(plan, peers, lambda text: print(text, file=sys.stderr, flush=True)) as comparison:
+        try:
+            for sample in comparison.rounds(chosen):
+                samples.append(sample)  # noqa: PERF402 - what came before a failure is written
+        except LostError as error:
+            wrong = str(error)
+    result = {"machine": machine(), "plan": plan._asdict()} | told | {"rows": summarize(samples), "samples": samples}
+    if wrong is not None:
+        print(f"ERROR: {wrong}", file=sys.stderr)
+        write_json(options.json, result | {"error": wrong})
+        return 1
+    write_json(options.json, result)
+    return finish(options, result)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
