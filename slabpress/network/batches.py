@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from crc32c import crc32c
 
@@ -27,7 +27,7 @@ from slabpress.network.queues import Batch, PartitionQueue
 from slabpress.network.sequences import UNIDENTIFIED, Sequences
 from slabpress.results import DELIVERED
 from slabpress.shm.arena import Arena
-from slabpress.shm.descriptors import Descriptors, Result
+from slabpress.shm.descriptors import Content, Descriptors, Output, Result
 from slabpress.shm.layout import (
     BATCH_HEADER_BYTES,
     BROKERS_AT,
@@ -60,6 +60,13 @@ _MAGIC: Final = 2
 _IDEMPOTENT_IN_FLIGHT: Final = 5
 # The length field counts what follows it: all but the base offset and itself.
 _BYTES_BEFORE_LENGTH_COUNTS: Final = 12
+
+
+class _Held(NamedTuple):
+    """What is known of a batch from when it is READY until it is DONE, or is to be split."""
+
+    content: Content
+    split: Split
 
 
 class ArenaBatches:
@@ -191,29 +198,36 @@ class ArenaBatches:
 
     def measure(self, batch: Batch) -> None:
         """Learn what a READY batch holds, and how many bytes it will be."""
-        if batch.size:
-            return
-        split = self._splits.get(batch.index)
-        output = self._descriptors.output(batch.index)
-        batch.records = split.piece_records if split.is_split else self._descriptors.sealed(batch.index).records
-        batch.payload_bytes = output.payload_bytes
-        batch.size = BATCH_HEADER_BYTES + output.payload_bytes
-        batch.codec = output.codec
+        self._held(batch)
+
+    def _held(self, batch: Batch) -> _Held:
+        if isinstance(held := batch.held, _Held):
+            return held
+        held = batch.held = _Held(self._descriptors.content(batch.index), self._splits.get(batch.index))
+        batch.records = held.split.piece_records if held.split.is_split else held.content.records
+        batch.size = BATCH_HEADER_BYTES + held.content.output.payload_bytes
+        return held
+
+    def _forget(self, batch: Batch) -> None:
+        """What it holds is sent, or will be another piece."""
+        batch.held, batch.parts, batch.size = None, [], 0
+
+    def codec(self, batch: Batch) -> int:
+        """Kafka's id of a READY batch's codec."""
+        return self._held(batch).content.output.codec
 
     def make_bytes(self, batch: Batch) -> None:
         """Write the header of a batch that is about to be sent; a retry sends the same bytes (law 8)."""
         if batch.parts:
             return
-        self.measure(batch)
-        sealed = self._descriptors.sealed(batch.index)
-        split = self._splits.get(batch.index)
+        content, split = self._held(batch)
+        output = content.output
         identity = UNIDENTIFIED
         if self.idempotent:
-            given = self.sequences.assign(batch.index, sealed.partition_index, split.first, sealed.records)
+            given = self.sequences.assign(batch.index, batch.queue.index, split.first, content.records)
             if given is None:
                 raise ValueError("a batch of an idempotent producer is sent before there is a producer id")
             identity = given
-        output = self._descriptors.output(batch.index)
         payload = self.arena.outputs.views(output.first_output, output.payload_bytes)
         header = self._descriptors.header(batch.index)
         _HEADER_REST.pack_into(
@@ -221,8 +235,8 @@ class ArenaBatches:
             _CRC_FROM,
             output.codec,  # attributes: the codec; no bit set for CreateTime, not transactional, no control
             batch.records - 1,  # last offset delta
-            sealed.base_timestamp_ms,
-            split.piece_max_timestamp_ms if split.is_split else sealed.max_timestamp_ms,
+            content.base_timestamp_ms,
+            split.piece_max_timestamp_ms if split.is_split else content.max_timestamp_ms,
             *identity,  # producer id, producer epoch, base sequence
             batch.records,
         )
@@ -255,20 +269,20 @@ class ArenaBatches:
         """READY becomes IN_FLIGHT, before the first byte is sent."""
         index = batch.index
         self._descriptors.set_attempts(index, self._descriptors.attempts(index) + 1)
-        self.arena.outputs.mark(self._descriptors.output(index).first_output, OUTPUT_IN_FLIGHT)
+        self.arena.outputs.mark(self._held(batch).content.output.first_output, OUTPUT_IN_FLIGHT)
         self.arena.batch_states.store(index, IN_FLIGHT)
 
     def put_back(self, batch: Batch) -> None:
         """IN_FLIGHT becomes READY again: a response said so or the socket is closed (law 7)."""
-        self.arena.outputs.mark(self._descriptors.output(batch.index).first_output, OUTPUT_READY)
+        self.arena.outputs.mark(self._held(batch).content.output.first_output, OUTPUT_READY)
         self.arena.batch_states.store(batch.index, READY)
         self.count("retries")
 
     def split(self, batch: Batch) -> None:
         """IN_FLIGHT becomes OVERSIZE: what was sent, several records, is more than the broker takes at once."""
         index = batch.index
-        output, split = self._descriptors.output(index), self._splits.get(index)
-        batch.parts, batch.size = [], 0
+        (_, _, _, output), split = self._held(batch)
+        self._forget(batch)
         self._descriptors.set_attempts(index, 0)  # its next piece was not sent yet
         if split.is_split:
             self._splits.halve(index, batch.records, output.payload_bytes)
@@ -282,20 +296,21 @@ class ArenaBatches:
 
     def finish_sent(self, batch: Batch, outcome: Outcome) -> bool:
         """What was sent has its result; whether that is the batch's last."""
-        split = self._splits.get(batch.index)
-        last = not split.is_split or split.first + batch.records >= self._descriptors.sealed(batch.index).records
+        content, split = self._held(batch)
+        last = not split.is_split or split.first + batch.records >= content.records
         self._finish(batch, outcome, batch.records, last=last)
         return last
 
     def finish(self, batch: Batch, outcome: Outcome) -> None:
         """All records that have none get this result; READY or IN_FLIGHT becomes DONE."""
-        records = self._descriptors.sealed(batch.index).records - self._splits.get(batch.index).first
-        self._finish(batch, outcome, records, last=True)
+        content, split = self._held(batch)
+        self._finish(batch, outcome, content.records - split.first, last=True)
 
     def _finish(self, batch: Batch, outcome: Outcome, records: int, *, last: bool) -> None:
         """Store a result in the order that the head of this module explains."""
-        index = batch.index
-        batch.size = 0
+        index, content, split = batch.index, *self._held(batch)
+        output = content.output
+        self._forget(batch)
         self._descriptors.set_result(
             index,
             Result(
@@ -307,10 +322,8 @@ class ArenaBatches:
                 outcome.text,
             ),
         )
-        batch.parts = []
-        output = self._descriptors.output(index)
         self.arena.outputs.mark(output.first_output, OUTPUT_IN_FLIGHT)
-        self._descriptors.set_output(index, output._replace(first_output=NONE))
+        self._descriptors.set_output(index, Output(NONE, output.output_count, output.payload_bytes, output.codec))
         self.arena.outputs.mark(output.first_output, OUTPUT_FREE)
         if outcome.code == DELIVERED:
             self.count("records_delivered", records)
@@ -319,7 +332,7 @@ class ArenaBatches:
         else:
             self.count("records_failed", records)
             self.count("batches_failed")
-        if last:
+        if last and split.is_split:
             self._drop_source(index)
         self.arena.batch_states.store(index, DONE if last else PARTIAL)
 

@@ -15,7 +15,7 @@ from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.connection import Answer, Connection, InFlight, NegotiationError, State
 from slabpress.network.resolver import Resolved, Resolver
 from slabpress.network.settings import NetworkSettings
-from slabpress.network.transport import BUFFERS_MAX, Endpoint, TcpTransport
+from slabpress.network.transport import BUFFERS_MAX, SEND_BYTES, Endpoint, TcpTransport
 from slabpress.network.wire import UnreadableError, WireError
 
 _READ: Final = selectors.EVENT_READ
@@ -243,7 +243,7 @@ class Broker:
         if connection is None or transport is None or connection.state is State.CONNECTING:
             return
         try:
-            while buffers := connection.buffers(BUFFERS_MAX):
+            while buffers := connection.buffers(BUFFERS_MAX, SEND_BYTES):
                 count = transport.send(buffers)
                 for request in connection.sent(count, now):
                     self._tools.owner.handed_over(request, now)

@@ -171,13 +171,15 @@ class Connection:
             self._in_flight.append(entry)
         self._outgoing.append(_Outgoing(entry, request.parts, unanswered=unanswered))
 
-    def buffers(self, limit: int) -> list[memoryview]:
-        """The next bytes to send, at most ``limit`` pieces."""
+    def buffers(self, limit: int, enough_bytes: int = 1 << 30) -> list[memoryview]:
+        """The next bytes to send, at most ``limit`` pieces, and no more once they are enough."""
         found: list[memoryview] = []
+        size = 0
         for waiting in self._outgoing:
             for part in waiting.parts:
                 found.append(part)
-                if len(found) == limit:
+                size += len(part)
+                if size >= enough_bytes or len(found) == limit:
                     return found
         return found
 

@@ -190,12 +190,12 @@ class Loop:
         self._control.wake(COORDINATOR)
 
     def _wait(self, now: int, longest_s: float | None) -> None:
-        timeout_s = self._timeout_s(now)
-        if longest_s is not None:
-            timeout_s = longest_s if timeout_s is None else min(timeout_s, longest_s)
         self._control.lie_down(self._slot)
-        if self._look(now) or self._child.has_changes() or self._control.stopping:
-            timeout_s = 0.0
+        timeout_s: float | None = 0.0
+        if not (self._look(now) or self._child.has_changes() or self._control.stopping):
+            timeout_s = self._timeout_s(now)
+            if longest_s is not None:
+                timeout_s = longest_s if timeout_s is None else min(timeout_s, longest_s)
         events = self._selector.select(timeout_s)
         self._control.get_up(self._slot)
         now = self._clock()

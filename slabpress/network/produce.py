@@ -133,7 +133,7 @@ class Producing:
                     impossible.append((batch, refusal))
                 continue  # it is being asked for
             arena.measure(batch)
-            if batch.codec == _ZSTD and version < FIRST_PRODUCE_WITH_ZSTD:
+            if version < FIRST_PRODUCE_WITH_ZSTD and arena.codec(batch) == _ZSTD:
                 impossible.append((batch, outcomes.unsupported_zstd(version)))
                 continue
             # A request has one acks and one batch of a topic-partition, whatever arenas they come from.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 # A broker that knows nothing of a producer takes any sequence as the first, so the second of two batches on the wire
 # may be appended alone (ProducerAppendInfo.checkSequence). How long an acknowledgement says that it does know: much
@@ -54,20 +54,20 @@ class Batch:
         seal_number: its place in the order.
         deadline_ns: when its delivery timeout ends.
         ready: its state was seen to be READY; from then on it belongs to this process.
-        parts, size: the bytes to send, header first, once they are made.
-        payload_bytes, codec, records: what it holds, once its bytes are made.
+        parts: the bytes to send, header first, once they are made.
+        size, records: how much that is, once it is measured; 0 before.
+        held: what its source keeps of it from then on.
         failures: failed tries in a row.
         last_error: what the last failed try said.
     """
 
     __slots__ = (
-        "codec",
         "deadline_ns",
         "failures",
+        "held",
         "index",
         "last_error",
         "parts",
-        "payload_bytes",
         "queue",
         "ready",
         "records",
@@ -83,8 +83,7 @@ class Batch:
         self.ready = False
         self.parts: list[memoryview] = []
         self.size = 0
-        self.payload_bytes = 0
-        self.codec = 0
+        self.held: Any = None
         self.records = 0
         self.failures = 0
         self.last_error = ""

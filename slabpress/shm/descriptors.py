@@ -16,6 +16,8 @@ from slabpress.shm.splits import Splits
 
 _SEAL = struct.Struct("<Qqqq")  # commit, base timestamp, max timestamp, created
 _OUTPUT = struct.Struct("<IIII")  # first output, output count, payload bytes, codec
+# COMMIT, BASE_TIMESTAMP and MAX_TIMESTAMP; then the four of _OUTPUT.
+_CONTENT = struct.Struct(f"<Qqq{at.FIRST_OUTPUT_AT - at.CREATED_AT}xIIII")
 _RESULT = struct.Struct("<iiIIqq")  # code, record index, retriable, text length, base offset, append time
 _ORIGIN = struct.Struct("<II")  # partition index, first slab
 _IDENTITY = struct.Struct("<qii")  # producer id, epoch, sequence
@@ -44,6 +46,15 @@ class Output(NamedTuple):
     output_count: int
     payload_bytes: int
     codec: int
+
+
+class Content(NamedTuple):
+    """``Sealed`` and ``Output`` of a batch that is READY, as far as its sending needs them, read at once."""
+
+    records: int
+    base_timestamp_ms: int
+    max_timestamp_ms: int
+    output: Output
 
 
 class Result(NamedTuple):
@@ -114,6 +125,11 @@ class Descriptors:
     def output(self, index: int) -> Output:
         """The worker's side of a descriptor."""
         return Output(*_OUTPUT.unpack_from(self._arena.view, self._at(index, at.FIRST_OUTPUT_AT)))
+
+    def content(self, index: int) -> Content:
+        """What a READY batch holds, and where."""
+        commit, base, newest, *output = _CONTENT.unpack_from(self._arena.view, self._at(index, at.COMMIT_AT))
+        return Content(commit & _RECORDS_MASK, base, newest, Output._make(output))
 
     def set_worker(self, index: int, worker: int) -> None:
         """Record who compresses the batch (admission lock held)."""

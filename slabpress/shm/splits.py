@@ -65,6 +65,9 @@ class Split(NamedTuple):
         return self.source != NONE
 
 
+_WHOLE: Final = Split(NONE, *(0,) * 9)
+
+
 class Splits:
     """The splitting fields of one arena's descriptors."""
 
@@ -81,7 +84,9 @@ class Splits:
         self._arena.view[start : start + len(_UNSPLIT)] = _UNSPLIT
 
     def get(self, index: int) -> Split:
-        """Read the fields."""
+        """Read the fields; of a batch of an arena that never split any, those of a whole one."""
+        if not self.any_ever():
+            return _WHOLE
         return Split(*_ALL.unpack_from(self._arena.view, self._at(index, at.SPLIT_SOURCE_AT)))
 
     def any_ever(self) -> bool:
