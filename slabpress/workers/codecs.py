@@ -17,13 +17,16 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from slabpress.codec_memory import BLOCK_BYTES, LZ4_FAST_LEVEL, SNAPPY_BLOCK_BOUND, level_of
+from slabpress.codec_memory import BLOCK_BYTES, LZ4_FAST_LEVEL, SNAPPY_BLOCK_BOUND, ZSTD_SMALL_TABLES_BYTES, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from zstandard import ZstdCompressionParameters
+
 NOT_SMALLER = -1  # the batch is to be sent uncompressed (law 5)
 
+_ZSTD_LEVELS_OF_RECORDS = (0, 3)  # zstd reads 0 as 3
 # One batch holds at most three at once (the chunker's, the new piece, the last), within the plan's allowance.
 _ZSTD_PIECE_BYTES = 16 * 1024
 
@@ -200,8 +203,8 @@ class ZstdCodec:
     - ``compress`` of a gathered batch: as fast, but needs that on top of a context that is no smaller.
     - cramjam, which makes a context for every batch: 20% slower, 8% for 256 KiB.
 
-    Only the level is given, so that zstd chooses its tables by the size of each batch. No level's window is
-    beyond 2**27, which is the most that consumers accept.
+    zstd chooses its tables by the level and the size of each batch; see ``zstd_parameters`` for the exception. No
+    level's window is beyond 2**27, which is the most that consumers accept.
     """
 
     id = 4
@@ -209,7 +212,7 @@ class ZstdCodec:
     def __init__(self, level: int, scratch_bytes: int) -> None:
         from zstandard import ZstdCompressor
 
-        self._compressor = ZstdCompressor(level=level, write_checksum=False, write_content_size=True)
+        self._compressor = ZstdCompressor(compression_params=zstd_parameters(level, scratch_bytes))
         self._largest = scratch_bytes
 
     def compress(self, chunks: Sequence[memoryview], raw_bytes: int, out: Sequence[memoryview]) -> int:
@@ -224,6 +227,26 @@ class ZstdCodec:
         for chunk in chunks:
             yield from chunker.compress(chunk)
         yield from chunker.finish()  # type: ignore[no-untyped-call]
+
+
+def zstd_parameters(level: int, largest_bytes: int) -> ZstdCompressionParameters:
+    """Returns what a context for batches of up to so many bytes is given: the level, and for level 3 more.
+
+    Level 3, the default, looks for matches of six bytes and not of four or five, which suits records: keys, names and
+    times repeat, and what is shorter costs about as much as it saves. In batches of up to 256 KiB its two tables have
+    2**15 entries, which stay in the processor's second-level cache beside the batch. Against the level alone, of
+    200-byte JSON, CSV of flights, and JSON logs with words: in 256 KiB 1.30, 1.19 and 1.22 times as fast, -6, +2 and
+    -2% in size; in 64 KiB 1.06, 1.14 and 1.12, -1, 0 and 0%; in 16 KiB 1.08, 1.28 and 1.31, -3, +4 and -3%. Larger
+    batches keep zstd's tables: the flights in 1 MiB would be 5% larger.
+    """
+    from zstandard import ZstdCompressionParameters
+
+    chosen: dict[str, int] = {}
+    if level in _ZSTD_LEVELS_OF_RECORDS:
+        chosen = {"min_match": 6}
+        if largest_bytes <= ZSTD_SMALL_TABLES_BYTES:
+            chosen |= {"hash_log": 15, "chain_log": 15}
+    return ZstdCompressionParameters(compression_level=level, write_checksum=False, write_content_size=True, **chosen)
 
 
 def _fill(out: Sequence[memoryview], parts: Iterable[bytes | memoryview], raw_bytes: int) -> int:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slabpress.codec_memory import BLOCK_BYTES
-from slabpress.workers.codecs import NOT_SMALLER, make_codec
+from slabpress.workers.codecs import NOT_SMALLER, make_codec, zstd_parameters
 from tests.support.reference_batch import (
     Record,
     decode_batch,
@@ -297,6 +297,18 @@ def test_zstd_frames_are_what_consumers_read(level: int | None, length: int) -> 
     assert parameters.window_size <= 1 << 27
     assert not parameters.has_checksum
     assert parameters.dict_id == 0
+
+
+@pytest.mark.parametrize(
+    ("level", "largest", "expected"),
+    [(3, 1 << 18, (6, 15, 15)), (0, 1 << 16, (6, 15, 15)), (3, 1 << 19, (6, 0, 0)), (2, 1 << 18, (0, 0, 0))],
+)
+def test_zstd_has_tables_of_its_own_at_the_default_level_alone(
+    level: int, largest: int, expected: tuple[int, int, int]
+) -> None:
+    chosen = zstd_parameters(level, largest)
+    assert chosen.compression_level == (level or 3)  # zstd reads 0 as 3
+    assert (chosen.min_match, chosen.hash_log, chosen.chain_log) == expected  # 0: as the level has it
 
 
 def test_zstd_window_of_the_highest_level_is_bounded() -> None:
