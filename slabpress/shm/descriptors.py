@@ -21,6 +21,12 @@ _ORIGIN = struct.Struct("<II")  # partition index, first slab
 _IDENTITY = struct.Struct("<qii")  # producer id, epoch, sequence
 
 CODEC_NONE: Final = 0
+# What a worker reads of a batch that it was admitted to; the upper half of the commit word is the bytes.
+_TASK = struct.Struct(
+    f"<{at.COMMIT_AT + 4}xI{at.FIRST_SLAB_AT - at.COMMIT_AT - 8}xI{at.FIRST_OUTPUT_AT - at.FIRST_SLAB_AT - 4}xIIII"
+    f"{at.DEATHS_AT - at.CODEC_AT - 4}xI{at.SPLIT_SOURCE_AT - at.DEATHS_AT - 4}xI"
+)
+
 _RECORDS_MASK = 0xFFFF_FFFF
 _WORDS_TO_CLEAR = (at.ATTEMPTS_AT + 4 - at.PARTITION_INDEX_AT) // 4
 
@@ -44,6 +50,27 @@ class Output(NamedTuple):
     output_count: int
     payload_bytes: int
     codec: int
+
+
+class Task(NamedTuple):
+    """What a worker has to know of a batch.
+
+    Attributes:
+        raw_bytes, first_slab: as in ``Sealed``.
+        first_output, output_count, payload_bytes, codec: as in ``Output``; there is nothing left to compress once
+            ``payload_bytes`` is not 0.
+        deaths: how many workers died while they compressed it.
+        source: NONE unless the batch is split (shm/splits.py).
+    """
+
+    raw_bytes: int
+    first_slab: int
+    first_output: int
+    output_count: int
+    payload_bytes: int
+    codec: int
+    deaths: int
+    source: int
 
 
 class Result(NamedTuple):
@@ -93,6 +120,10 @@ class Descriptors:
         partition, slab = _ORIGIN.unpack_from(view, self._at(index, at.PARTITION_INDEX_AT))
         return Sealed(commit & _RECORDS_MASK, commit >> 32, base, newest, created, partition, slab)
 
+    def task(self, index: int) -> Task:
+        """What a worker has to know of a batch that it was admitted to, in one read."""
+        return Task._make(_TASK.unpack_from(self._arena.view, self._base + index * at.DESCRIPTOR_BYTES))
+
     def set_output(self, index: int, output: Output) -> None:
         """Record where the batch's compressed bytes are (admission, then the worker)."""
         _OUTPUT.pack_into(self._arena.view, self._at(index, at.FIRST_OUTPUT_AT), *output)
@@ -108,7 +139,7 @@ class Descriptors:
 
         A worker that takes over from a dead one thus sees whether there is anything left to compress.
         """
-        self.set_output(index, output._replace(payload_bytes=0))
+        self.set_output(index, Output(output.first_output, output.output_count, 0, output.codec))
         self._arena.memory.store_u32(self._at(index, at.PAYLOAD_BYTES_AT), output.payload_bytes)
 
     def output(self, index: int) -> Output:

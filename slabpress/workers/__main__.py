@@ -28,6 +28,8 @@ class Worker:
 
     def follow_changes(self) -> None:
         """Take on arenas that were added, let go those that were taken away."""
+        if not self._child.has_changes():
+            return  # a busy worker asks before every batch
         for change in self._child.changes():
             if change.arena is not None:
                 index = self._child.slot - FIRST_WORKER
@@ -39,8 +41,10 @@ class Worker:
 
     def work(self) -> bool:
         """Compress one batch of every arena that has one; whether there was any."""
-        worked = [compressor.work() for compressor in self.compressors.values()]  # every arena's turn, not up to one's
-        return any(worked)
+        worked = False
+        for compressor in self.compressors.values():  # every arena's turn, whether or not one before it had work
+            worked = compressor.work() or worked
+        return worked
 
     def sleep(self) -> bool:
         """Wait for the doorbell; False when the coordinator is gone."""

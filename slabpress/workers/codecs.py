@@ -253,18 +253,20 @@ def _fill(out: Sequence[memoryview], parts: Iterable[bytes | memoryview], raw_by
     """Copies parts into the buffers as they are made, and stops as soon as compression does not pay."""
     buffers = iter(out)
     room = memoryview(b"")
-    total = 0
+    used = total = 0
     for part in parts:
-        total += len(part)
+        size = len(part)
+        total += size
         if total >= raw_bytes:
             return NOT_SMALLER
-        rest = memoryview(part)
-        while len(rest) > 0:
-            if len(room) == 0:
-                room = next(buffers)
-            step = min(len(room), len(rest))
-            room[:step] = rest[:step]
-            room, rest = room[step:], rest[step:]
+        done = 0
+        while done < size:
+            if used == len(room):
+                room, used = next(buffers), 0
+            step = min(len(room) - used, size - done)
+            room[used : used + step] = part if step == size else memoryview(part)[done : done + step]
+            used += step
+            done += step
     return total
 
 
