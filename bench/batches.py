@@ -2,7 +2,7 @@
 
 Sealed batches of JSON records lie in an arena as a coordinator leaves them, and one worker's ``Compressor`` takes them
 one after the other, in this process, without sockets or sleep. Beside it stand the codec of the workers on the same
-slabs, and the codec's library alone: one call on the same bytes in one piece, with the same level, into memory of its
+slabs, and the codec's library alone: one call on the same bytes in one piece, with the same parameters, into memory of its
 own choice. What a worker adds is admission, the codec's way through the slabs, and publishing.
 
 System calls are counted by strace, where there is one, over a process that works on some batches and one that works on
@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -124,16 +123,20 @@ def _library(codec: str) -> Callable[[bytes], object]:
     import lz4.frame
     import zstandard
     from cramjam import snappy
+    from zlib_ng import zlib_ng
+
+    from slabpress.workers.codecs import zstd_parameters
 
     if codec == "none":
         return bytearray
     if codec == "gzip":
-        return lambda data: zlib.compress(data, 6, 31)
+        return lambda data: zlib_ng.compress(data, 5, 31)
     if codec == "snappy":
         return snappy.compress_raw
     if codec == "lz4":
         return lambda data: lz4.frame.compress(data, block_linked=False)
-    return zstandard.ZstdCompressor(level=CODECS[codec][1] or 3).compress
+    parameters = zstd_parameters(CODECS[codec][1] or 3, LARGEST_BATCH)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress
 
 
 def run_once(codec: str, batch_bytes: int, batches: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("slabpress", "confluent-kafka", "zstandard", "lz4", "cramjam", "kio", "crc32c")
+PACKAGES = ("slabpress", "confluent-kafka", "zstandard", "lz4", "cramjam", "zlib-ng", "kio", "crc32c")
 
 
 def machine() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.data import json_lines
 from slabpress.codec_memory import BLOCK_BYTES
 from slabpress.workers.codecs import NOT_SMALLER, make_codec, zstd_parameters
 from tests.support.reference_batch import (
@@ -333,6 +335,16 @@ def test_gzip_is_one_member_without_a_clock(level: int | None) -> None:
     assert decompress(1, payload) == words(200_000)
 
 
+@pytest.mark.parametrize("level", range(1, 10))
+def test_a_gzip_level_makes_of_records_at_most_a_twentieth_more_than_zlibs_own(level: int) -> None:
+    raw = b"".join(json_lines(1300))
+    payload = compressed(make_codec("gzip", level, LARGEST), raw)
+    assert payload is not None
+    assert len(payload) <= len(zlib.compress(raw, level, 31)) * 1.05
+    if level == 6:
+        assert payload == payload_of("gzip", None, raw)
+
+
 @pytest.mark.parametrize("length", [100, BLOCK_BYTES - 1, BLOCK_BYTES, 4 * BLOCK_BYTES, 300_000])
 @pytest.mark.parametrize("slab", [4096, 60_000, BLOCK_BYTES, 1 << 20])
 def test_snappy_parts_are_the_very_block_of_one_call(length: int, slab: int) -> None:
@@ -401,7 +413,7 @@ def test_no_view_is_leaked_if_it_does_not_pay(choice: tuple[str, int | None]) ->
 
 @pytest.mark.parametrize(
     ("compression_type", "libraries"),
-    [("none", set()), ("gzip", set()), ("snappy", {"cramjam"}), ("lz4", {"lz4"}), ("zstd", {"zstandard"})],
+    [("none", set()), ("gzip", {"zlib_ng"}), ("snappy", {"cramjam"}), ("lz4", {"lz4"}), ("zstd", {"zstandard"})],
 )
 def test_only_the_library_of_the_codec_is_imported(compression_type: str, libraries: set[str]) -> None:
     code = (
@@ -415,4 +427,4 @@ def test_only_the_library_of_the_codec_is_imported(compression_type: str, librar
         text=True,
         cwd=Path(__file__).parents[2],
     )
-    assert {"cramjam", "lz4", "zstandard"} & set(answer.stdout.split()) == libraries
+    assert {"cramjam", "lz4", "zlib_ng", "zstandard"} & set(answer.stdout.split()) == libraries
