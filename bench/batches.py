@@ -2,8 +2,8 @@
 
 Sealed batches of JSON records lie in an arena as a coordinator leaves them, and one worker's ``Compressor`` takes them
 one after the other, in this process, without sockets or sleep. Beside it stand the codec of the workers on the same
-slabs, and the codec's library alone: one call on the same bytes in one piece, with the same parameters, into memory of its
-own choice. What a worker adds is admission, the codec's way through the slabs, and publishing.
+slabs, and the codec's library alone: one call on the same bytes in one piece, with the same parameters, into memory of
+its own choice. What a worker adds is admission, the codec's way through the slabs, and publishing.
 
 System calls are counted by strace, where there is one, over a process that works on some batches and one that works on
 more: the difference is what the additional ones cost. That is a worker which is never idle; one that finds nothing

@@ -101,8 +101,14 @@ class _BlockCodec(ABC):
 
     def compress(self, chunks: Sequence[memoryview], raw_bytes: int, out: Sequence[memoryview]) -> int:
         """Compresses one batch, see ``Codec.compress``."""
+        if len(chunks) == 1 and raw_bytes <= BLOCK_BYTES:
+            return _fill(out, (self._whole(chunks[0]),), raw_bytes)
         blocks = _blocks(chunks, raw_bytes, self._gathered)
         return _fill(out, self._parts(blocks, raw_bytes), raw_bytes)
+
+    def _whole(self, block: memoryview) -> bytes | memoryview:
+        """The payload of a batch that lies in one piece and is no longer than a block: the same bytes, sooner."""
+        return b"".join(self._parts(iter((block,)), len(block)))
 
     @abstractmethod
     def _parts(self, blocks: Iterator[memoryview], raw_bytes: int) -> Iterator[bytes | memoryview]: ...
@@ -113,8 +119,8 @@ class GzipCodec(_BlockCodec):
 
     The levels are Java's, which are zlib's, and mean what those make of a batch: each is the fastest of zlib-ng's
     whose output was at most 3% larger than that of zlib's own level, in each of 16, 64 and 256 KiB of three kinds of
-    records (JSON of 200 bytes, CSV of flights, JSON logs with words; 3.5% for bare lines of JSON). At the default, zlib's 6, that is 1.7 to 3.7
-    times as fast, for -5 to +2.6% in size.
+    records (JSON of 200 bytes, CSV of flights, JSON logs with words; 3.5% of bare lines of JSON). At the default,
+    zlib's 6, that is 1.7 to 3.7 times as fast, for -5 to +2.6% in size.
 
     Python's wrapper has no reset, so each batch makes and frees a deflate state. Not taken: cramjam.gzip, whose levels
     are others and which is slower; isal, which is faster still, but whose best is as large as zlib's level 2.
@@ -154,6 +160,9 @@ class SnappyCodec(_BlockCodec):
         self._compress_into = snappy.compress_raw_into
         self._compressed = memoryview(bytearray(SNAPPY_BLOCK_BOUND))
 
+    def _whole(self, block: memoryview) -> memoryview:
+        return self._compressed[: self._compress_into(block, self._compressed)]
+
     def _parts(self, blocks: Iterator[memoryview], raw_bytes: int) -> Iterator[bytes | memoryview]:
         yield _unsigned_varint(raw_bytes)
         for block in blocks:
@@ -180,12 +189,18 @@ class Lz4Codec(_BlockCodec):
 
         super().__init__()
         self._frame, self._context = frame, frame.create_compression_context()
-        self._settings = {
+        settings = {
             "compression_level": 0 if level == LZ4_FAST_LEVEL else min(max(level, 3), 12),
             "block_size": frame.BLOCKSIZE_MAX64KB,
             "block_linked": False,
-            "auto_flush": True,  # each block comes whole, which spares the library's own gathering
         }
+        self._settings_of_one = settings | {"store_size": True}
+        # Each block comes whole, which spares the library's own gathering.
+        self._settings = settings | {"auto_flush": True}
+
+    def _whole(self, block: memoryview) -> bytes:
+        payload: bytes = self._frame.compress(block, **self._settings_of_one)
+        return payload
 
     def _parts(self, blocks: Iterator[memoryview], raw_bytes: int) -> Iterator[bytes]:
         # Beginning a frame also abandons one that was left unfinished.
@@ -224,6 +239,8 @@ class ZstdCodec:
         """Compresses one batch, see ``Codec.compress``."""
         if raw_bytes > self._largest:  # the context would grow beyond its line in the plan
             raise ValueError(f"batch of {raw_bytes} bytes is larger than the {self._largest} planned")
+        if len(chunks) == 1 and raw_bytes <= BLOCK_BYTES:
+            return _fill(out, (self._compressor.compress(chunks[0]),), raw_bytes)
         return _fill(out, self._parts(chunks, raw_bytes), raw_bytes)
 
     def _parts(self, chunks: Sequence[memoryview], raw_bytes: int) -> Iterator[bytes]:
