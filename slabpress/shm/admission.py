@@ -35,7 +35,7 @@ from typing import Final
 from slabpress._native import NONE, SealedQueue
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
-from slabpress.shm.descriptors import Descriptors, Output
+from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     COMPRESSING,
@@ -156,7 +156,7 @@ class Admission:
         first = self._arena.outputs.claim(needed, owned(OUTPUT_FILLING, self._worker))
         if first == NONE:
             return False
-        self._descriptors.set_output(index, Output(first, needed, 0, 0))
+        self._descriptors.set_output(index, (first, needed, 0, 0))
         self._descriptors.set_worker(index, self._worker)
         self._arena.batch_states.store(index, COMPRESSING)
         return True

@@ -124,8 +124,8 @@ class Descriptors:
         """What a worker has to know of a batch that it was admitted to, in one read."""
         return Task._make(_TASK.unpack_from(self._arena.view, self._base + index * at.DESCRIPTOR_BYTES))
 
-    def set_output(self, index: int, output: Output) -> None:
-        """Record where the batch's compressed bytes are (admission, then the worker)."""
+    def set_output(self, index: int, output: tuple[int, int, int, int]) -> None:
+        """Record where the batch's compressed bytes are (admission, then the worker): the fields of ``Output``."""
         _OUTPUT.pack_into(self._arena.view, self._at(index, at.FIRST_OUTPUT_AT), *output)
 
     def set_slabs_as_output(self, index: int) -> None:
@@ -134,13 +134,14 @@ class Descriptors:
         count = memory.load_u32(self._at(index, at.SLAB_COUNT_AT))
         self.set_output(index, Output(sealed.first_slab, count, sealed.raw_bytes, CODEC_NONE))
 
-    def finish_output(self, index: int, output: Output) -> None:
+    def finish_output(self, index: int, output: tuple[int, int, int, int]) -> None:
         """Record that the compressed bytes are complete: ``payload_bytes``, which was 0, is stored last.
 
         A worker that takes over from a dead one thus sees whether there is anything left to compress.
         """
-        self.set_output(index, Output(output.first_output, output.output_count, 0, output.codec))
-        self._arena.memory.store_u32(self._at(index, at.PAYLOAD_BYTES_AT), output.payload_bytes)
+        first_output, output_count, payload_bytes, codec = output
+        self.set_output(index, (first_output, output_count, 0, codec))
+        self._arena.memory.store_u32(self._at(index, at.PAYLOAD_BYTES_AT), payload_bytes)
 
     def output(self, index: int) -> Output:
         """The worker's side of a descriptor."""

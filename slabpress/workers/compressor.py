@@ -17,7 +17,7 @@ from slabpress.shm import layout as at
 from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
-from slabpress.shm.descriptors import CODEC_NONE, Descriptors, Output, Task
+from slabpress.shm.descriptors import CODEC_NONE, Descriptors, Task
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
 from slabpress.workers.codecs import NOT_SMALLER, Codec
@@ -78,7 +78,7 @@ class Compressor:
             payload_bytes, codec = raw_bytes, CODEC_NONE
             copy_stream(chunks, buffers)
         used = -(-payload_bytes // outputs.block_bytes)
-        self._descriptors.finish_output(index, Output(task.first_output, used, payload_bytes, codec))
+        self._descriptors.finish_output(index, (task.first_output, used, payload_bytes, codec))
         self._count(raw_bytes, payload_bytes, (time.monotonic_ns() - started_ns) // 1000)
         return used
 
