@@ -49,11 +49,14 @@ class Worker:
     def sleep(self) -> bool:
         """Wait for the doorbell; False when the coordinator is gone."""
         child, control, slot = self._child, self._child.control, self._child.slot
+        watched = child.watched
         control.lie_down(slot)
         try:
             has_work = any(compressor.admission.has_work() for compressor in self.compressors.values())
             if not has_work and not child.has_changes() and not control.stopping:
-                control.bells[slot].wait(child.idle_timeout_s, child.watched)
+                readable = control.bells[slot].wait(child.idle_timeout_s, watched)
+                if watched:
+                    return not readable  # the wait has told: no need to ask again at every wake-up
         finally:
             control.get_up(slot)
         return child.orphaned or not child.parent_is_gone()
