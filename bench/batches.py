@@ -36,7 +36,6 @@ from tests.shm.kit import SealingCoordinator
 
 KIB: Final = 1024
 CODECS: Final[dict[str, tuple[str, int | None]]] = {
-    "none": ("none", None),
     "gzip": ("gzip", None),
     "snappy": ("snappy", None),
     "lz4": ("lz4", None),
@@ -127,8 +126,6 @@ def _library(codec: str) -> Callable[[bytes], object]:
 
     from slabpress.workers.codecs import zstd_parameters
 
-    if codec == "none":
-        return bytearray
     if codec == "gzip":
         return lambda data: zlib_ng.compress(data, 5, 31)
     if codec == "snappy":
