@@ -31,6 +31,7 @@ format: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.append
+	$(BIN)/python -m bench.batches
 	$(BIN)/python -m bench.footprint
 
 clean:

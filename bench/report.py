@@ -11,7 +11,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("slabpress", "confluent-kafka", "zstandard", "lz4", "cramjam", "kio", "crc32c", "kafka-python", "aiokafka")
+PACKAGES = (
+    "slabpress",
+    "confluent-kafka",
+    "zstandard",
+    "lz4",
+    "cramjam",
+    "zlib-ng",
+    "kio",
+    "crc32c",
+    "kafka-python",
+    "aiokafka",
+)
 _PROCESSOR = Path("/proc/cpuinfo")
 
 

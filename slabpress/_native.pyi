@@ -57,6 +57,7 @@ class Blocks:
     def trim(self, first: int, keep: int) -> int: ...
     def chain(self, first: int) -> list[int]: ...
     def views(self, first: int, length: int) -> list[memoryview]: ...
+    def runs(self, first: int, length: int | None = None) -> list[memoryview]: ...
     def count_free(self) -> int: ...
 
 class OpenBatch:
@@ -98,6 +99,32 @@ class Shares:
     def has_any(self, partition: int, state: int) -> bool: ...
     def held_within(self, states: int) -> int: ...
     def first_within(self, state: int) -> int: ...
+
+class SealedQueue:
+    def __init__(
+        self,
+        memory: Memory,
+        states: Words,
+        sealed_state: int,
+        ring: Words,
+        head_at: int,
+        tail_at: int,
+        orphans_at: int,
+        parked_at: int,
+        splits_at: int,
+        oversize_state: int,
+        outputs: Blocks,
+        shares: Shares,
+        leave: int,
+        descriptors: int,
+        descriptor_bytes: int,
+        commit_at: int,
+        seal_number_at: int,
+        first_slab_at: int,
+        is_direct: bool,
+    ) -> None: ...
+    def is_empty(self) -> bool: ...
+    def first(self) -> tuple[int, int, int, int] | None: ...
 
 class DeliveryHandle:
     _batch: Batch

@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in ten pieces that can each be read in one sitting, included below.
+One module in eleven pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
@@ -93,6 +93,7 @@ PAUSED = 5
 include "native/memory.pxi"
 include "native/batches.pxi"
 include "native/shares.pxi"
+include "native/queue.pxi"
 include "native/encoding.pxi"
 include "native/writer.pxi"
 include "native/lane.pxi"

@@ -44,10 +44,10 @@ _KIB = 1024
 # lz4, gzip and snappy gather one block from small slabs.
 _GATHER_BYTES = BLOCK_BYTES
 
-# A window of 2 << 15 bytes, 16-bit links of the same length, 2 << 15 of heads and 4 << 14 of pending output
-# make 256 KiB (zconf.h: "(1 << (windowBits+2)) + (1 << (memLevel+9))"), plus the structs. The output of one
-# block is collected in parts of 16, 32 and 64 KiB, and then joined.
-_GZIP_BYTES = _GATHER_BYTES + (256 + 8 + 112 + 64) * _KIB
+# zlib-ng's deflate state: a window of 2 << 15 bytes, 16-bit links for half as many, 1 << 16 16-bit heads, 5 << 14 of
+# pending output, and the structs (345 KiB by tracemalloc). The output of one block is collected in parts of 16, 32 and
+# 64 KiB, and then joined.
+_GZIP_BYTES = _GATHER_BYTES + (345 + 112 + 64) * _KIB
 
 # The library's bound for the output of one block and the bytes that it returns, plus the match tables:
 # LZ4_STREAM_MINSIZE in lz4.h, LZ4_STREAMHC_MINSIZE in lz4hc.h.
@@ -66,6 +66,9 @@ _DECODER_BYTES = 2 * BLOCK_BYTES + 2 * 32 * _KIB
 # glibc's heap grows in steps of 128 KiB (M_TOP_PAD), and what was freed in it stays in it.
 _ALLOCATOR_BYTES = 128 * _KIB
 
+ZSTD_SMALL_TABLES_BYTES: Final = 256 * _KIB
+"""Contexts for batches of up to so many bytes have smaller tables at level 3 (``codecs.zstd_parameters``)."""
+
 _ZSTD_FIRST_LOG = 16  # the first column below: batches up to 64 KiB
 # KiB of a streaming compression context, by ``ZstdCompressor.memory_size()`` of zstd 1.5.7 (1.5.6 needs no
 # more). Row 0 is every negative level, row n is level n. A column is the largest batch, 64 KiB doubling to
@@ -75,7 +78,7 @@ _ZSTD_KIB: Final = (
     (474, 906, 1050, 1306, 1306, 1306, 1306, 1306, 1306, 1306, 1306, 1306),
     (490, 922, 1082, 1338, 1338, 1338, 1338, 1338, 1338, 1338, 1338, 1338),
     (586, 1018, 1146, 1530, 2042, 2042, 2042, 2042, 2042, 2042, 2042, 2042),
-    (842, 1274, 1530, 2042, 2554, 3578, 3578, 3578, 3578, 3578, 3578, 3578),
+    (714, 1146, 1274, 2042, 2554, 3578, 3578, 3578, 3578, 3578, 3578, 3578),
     (1226, 1914, 1914, 3322, 3834, 4858, 4858, 4858, 4858, 4858, 4858, 4858),
     (1098, 1530, 2298, 3834, 4346, 5370, 5370, 5370, 5370, 5370, 5370, 5370),
     (1098, 1530, 3578, 3834, 4346, 5370, 5370, 5370, 5370, 5370, 5370, 5370),

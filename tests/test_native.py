@@ -745,6 +745,7 @@ def _calls_on_memory(
     yield lambda: slabs.trim(0, 1)
     yield lambda: slabs.chain(0)
     yield lambda: slabs.views(0, 1)
+    yield lambda: slabs.runs(0)
     yield lambda: slabs.count_free()
     yield lambda: writer.append(batch, b"k", b"v", None, None)
     yield lambda: _many(writer, [batch], [b"v"], None, None, None, 0, 0)
@@ -821,11 +822,29 @@ class BlocksAgainstAModel(RuleBasedStateMachine):
             view[:1] = bytes([place + 1])
             assert self.memory.view_of(8 * BLOCKS + chain[place] * BLOCK_BYTES, 1)[0] == place + 1
 
+    @rule(first=chains, length=st.none() | st.integers(0, (BLOCKS + 1) * BLOCK_BYTES))
+    def runs(self, first: int, length: int | None) -> None:
+        if first not in self.model:
+            return
+        chain, _ = self.model[first]
+        if length is not None and length > len(chain) * BLOCK_BYTES:
+            with pytest.raises(ValueError, match="leaves the table"):
+                self.blocks.runs(first, length)
+            return
+        expected = self.blocks.views(first, len(chain) * BLOCK_BYTES if length is None else length)
+        for place, view in enumerate(expected):
+            view[:] = bytes([place + 1]) * len(view)
+        runs = self.blocks.runs(first, length)
+        assert b"".join(runs) == b"".join(expected)
+        used = chain[: len(expected)]
+        assert len(runs) == sum(block != before + 1 for before, block in zip([NONE, *used], used, strict=False))
+
     @rule()
     def mark_nothing(self) -> None:
         self.blocks.mark(NONE, 1)
         assert self.blocks.chain(NONE) == []
         assert self.blocks.views(NONE, 0) == []
+        assert self.blocks.runs(NONE) == []
 
     @invariant()
     def every_block_is_in_one_place(self) -> None:
@@ -851,6 +870,8 @@ def test_blocks_refuse_chains_that_leave_their_table() -> None:
     for first in (0, 2):
         with pytest.raises(ValueError, match=f"chain from block {first} leaves the table of 3 blocks"):
             blocks.chain(first)
+        with pytest.raises(ValueError, match=f"chain from block {first} leaves the table of 3 blocks"):
+            blocks.runs(first)
         with pytest.raises(ValueError, match=f"chain from block {first} leaves the table of 3 blocks"):
             blocks.mark(first, 1)
     with pytest.raises(ValueError, match="bytes short"):

@@ -272,6 +272,50 @@ cdef class Blocks:
             index = nexts[index]
         return parts
 
+    def runs(self, uint32_t first, length=None):
+        """As ``views``, but one view for blocks that lie one behind the other, which those of a busy arena mostly do.
+
+        Args:
+            first: the first block.
+            length: bytes; None for the whole chain.
+        """
+        cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
+        cdef uint32_t index = first, begin
+        cdef bint whole = length is None
+        cdef Py_ssize_t left = 0 if whole else length, size, steps = 0
+        parts = []
+        while index != C_NONE if whole else left > 0:
+            begin = index
+            size = 0
+            while True:
+                if index >= <uint32_t>self.count or steps >= self.count:
+                    raise ValueError(f"chain from block {first} leaves the table of {self.count} blocks")
+                size += self.block_bytes
+                steps += 1
+                index = nexts[index]
+                if index != begin + <uint32_t>(size // self.block_bytes) or (not whole and size >= left):
+                    break
+            if not whole:
+                size = min(size, left)
+                left -= size
+            parts.append(PyMemoryView_FromMemory(
+                self.memory.at(self.data + <Py_ssize_t>begin * self.block_bytes, size), size, PyBUF_WRITE))
+        return parts
+
+    cdef bint has_free(self, Py_ssize_t wanted) except -1:
+        """Whether so many blocks are free: looks no further than it has to, from where the next claim will."""
+        cdef char *states = self.memory.at(self.states, 4 * self.count)
+        cdef Py_ssize_t step, index = self.cursor, found = 0
+        for step in range(self.count - self.own):
+            if found >= wanted:
+                break
+            if index >= self.count:
+                index = self.own
+            if sp_load32(states + 4 * index) == self.free:
+                found += 1
+            index += 1
+        return found >= wanted
+
     def count_free(self):
         """How many blocks are free now."""
         return self.free_blocks()

@@ -116,7 +116,10 @@ cdef class Shares:
         return 2 * free < self.blocks.count and sp_load32(self.memory.at(self.brokers_at, 4)) > 1
 
     cdef bint is_over(self, uint32_t leader) except -1:
-        cdef Py_ssize_t free = self.blocks.free_blocks()
+        cdef Py_ssize_t free
+        if sp_load32(self.memory.at(self.brokers_at, 4)) <= 1:
+            return False  # as is_tight says, without a look at every block
+        free = self.blocks.free_blocks()
         if not self.is_tight(free):
             return False
         if self.trusted > 0 and not self.has_share(leader, free):

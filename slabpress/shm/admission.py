@@ -32,10 +32,10 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from slabpress._native import NONE
+from slabpress._native import NONE, SealedQueue
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
-from slabpress.shm.descriptors import Descriptors, Output
+from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     COMPRESSING,
@@ -69,6 +69,7 @@ class Admission:
         self._shares = arena.output_shares
         self._leave = arena.geometry.split_outputs
         self._worker = worker
+        self._queue = sealed_queue(arena)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -84,6 +85,10 @@ class Admission:
 
     def has_work(self) -> bool:
         """Whether ``take`` would probably find a batch: a look without the lock."""
+        if self._queue.first() is not None:
+            return True
+        if self._queue.is_empty():
+            return False
         arena = self._arena
         if arena.memory.load_u64(at.ORPHANS_AT):
             return True
@@ -105,18 +110,29 @@ class Admission:
 
     def take(self) -> int | None:
         """Be admitted to the next batch: its descriptor index, or None while there is none or no room."""
-        arena = self._arena
-        waiting = (at.ORPHANS_AT, at.PARKED_AT)
-        nothing_sealed = arena.is_direct or arena.seal_head == arena.seal_tail
-        if nothing_sealed and not any(map(arena.memory.load_u64, waiting)) and self._next_oversize() is None:
+        if self._queue.is_empty():
             return None
-        ways = (self._adopt_orphan, self._admit_piece, self._admit)
-        with self.lock():
-            for take in ways[:2] if arena.is_direct else ways:
+        self._lock(fcntl.LOCK_EX)
+        try:
+            first = self._queue.first()
+            if first is not None:
+                return self._admit_first(*first)
+            ways = (self._adopt_orphan, self._admit_piece, self._admit)
+            for take in ways[:2] if self._arena.is_direct else ways:
                 index = take()
                 if index is not None:
                     return index
+        finally:
+            self._lock(fcntl.LOCK_UN)
         return None
+
+    def _admit_first(self, index: int, needed: int, first_slab: int, seal_number: int) -> int | None:
+        """Be admitted to the ring's first batch, which has room: the ordinary case of ``_admit``."""
+        if not self._give_outputs(index, needed):
+            return None
+        self._arena.slabs.mark(first_slab, owned(SLAB_COMPRESSING, self._worker))
+        self._arena.memory.store_u64(at.SEAL_HEAD_AT, seal_number)
+        return index
 
     def _admit_piece(self) -> int | None:
         """Be admitted to the next piece of the split batch that was sealed first, if there is room for one."""
@@ -134,10 +150,13 @@ class Admission:
         needed = self._outputs_needed(index)
         if self._arena.outputs.count_free() < needed + leave:
             return False
+        return self._give_outputs(index, needed)
+
+    def _give_outputs(self, index: int, needed: int) -> bool:
         first = self._arena.outputs.claim(needed, owned(OUTPUT_FILLING, self._worker))
         if first == NONE:
             return False
-        self._descriptors.set_output(index, Output(first, needed, 0, 0))
+        self._descriptors.set_output(index, (first, needed, 0, 0))
         self._descriptors.set_worker(index, self._worker)
         self._arena.batch_states.store(index, COMPRESSING)
         return True
@@ -262,3 +281,28 @@ class Admission:
         for block in arena.slab_states.find_all(owned(SLAB_COMPRESSING, dead_worker)):
             if block not in slabs:
                 arena.slab_states.store(block, SLAB_FREE)
+
+
+def sealed_queue(arena: Arena) -> SealedQueue:
+    """An arena's sealed batches as ``Admission`` looks at them."""
+    return SealedQueue(
+        arena.memory,
+        arena.batch_states,
+        SEALED,
+        arena.seal_ring,
+        at.SEAL_HEAD_AT,
+        at.SEAL_TAIL_AT,
+        at.ORPHANS_AT,
+        at.PARKED_AT,
+        at.SPLITS_AT,
+        OVERSIZE,
+        arena.outputs,
+        arena.output_shares,
+        arena.geometry.split_outputs,
+        arena.layout.descriptors,
+        at.DESCRIPTOR_BYTES,
+        at.COMMIT_AT,
+        at.SEAL_NUMBER_AT,
+        at.FIRST_SLAB_AT,
+        arena.is_direct,
+    )

@@ -28,6 +28,8 @@ class Worker:
 
     def follow_changes(self) -> None:
         """Take on arenas that were added, let go those that were taken away."""
+        if not self._child.has_changes():
+            return  # a busy worker asks before every batch
         for change in self._child.changes():
             if change.arena is not None:
                 index = self._child.slot - FIRST_WORKER
@@ -39,17 +41,22 @@ class Worker:
 
     def work(self) -> bool:
         """Compress one batch of every arena that has one; whether there was any."""
-        worked = [compressor.work() for compressor in self.compressors.values()]  # every arena's turn, not up to one's
-        return any(worked)
+        worked = False
+        for compressor in self.compressors.values():  # every arena's turn, whether or not one before it had work
+            worked = compressor.work() or worked
+        return worked
 
     def sleep(self) -> bool:
         """Wait for the doorbell; False when the coordinator is gone."""
         child, control, slot = self._child, self._child.control, self._child.slot
+        watched = child.watched
         control.lie_down(slot)
         try:
             has_work = any(compressor.admission.has_work() for compressor in self.compressors.values())
             if not has_work and not child.has_changes() and not control.stopping:
-                control.bells[slot].wait(child.idle_timeout_s, child.watched)
+                readable = control.bells[slot].wait(child.idle_timeout_s, watched)
+                if watched:
+                    return not readable  # the wait has told: no need to ask again at every wake-up
         finally:
             control.get_up(slot)
         return child.orphaned or not child.parent_is_gone()

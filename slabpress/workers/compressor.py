@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import time
 
-from slabpress._native import cut_records
+from slabpress._native import NONE, cut_records
 from slabpress.shm import layout as at
 from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
-from slabpress.shm.descriptors import CODEC_NONE, Descriptors, Output, Sealed
-from slabpress.shm.splits import Split, Splits
+from slabpress.shm.descriptors import CODEC_NONE, Descriptors, Task
+from slabpress.shm.splits import Splits
 from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
 from slabpress.workers.codecs import NOT_SMALLER, Codec
 
@@ -49,41 +49,45 @@ class Compressor:
             return False
         if self.admission.has_work():
             self._control.wake_one_worker()
-        if self._descriptors.output(index).payload_bytes == 0:
-            self._compress(index)
-        self._publish(index)
+        self.finish(index)
         return True
 
-    def _compress(self, index: int) -> None:
+    def finish(self, index: int) -> None:
+        """Compress a batch that this worker was admitted to, unless that is done already, and publish it."""
+        task = self._descriptors.task(index)
+        is_finished = task.payload_bytes != 0  # by a worker that died of nothing else
+        output_count = task.output_count if is_finished else self._compress(index, task)
+        self._publish(index, task, output_count)
+
+    def _compress(self, index: int, task: Task) -> int:
+        """Fill the batch's output buffers; how many it took."""
         started_ns = time.monotonic_ns()
-        arena = self.arena
-        batch = self._descriptors.sealed(index)
-        output = self._descriptors.output(index)
-        split = self._splits.get(index)
-        if split.is_split:
-            chunks, raw_bytes = self._cut_piece(index, batch, split)
+        outputs = self.arena.outputs
+        if task.source != NONE:
+            chunks, raw_bytes = self._cut_piece(index)
         else:
-            chunks, raw_bytes = arena.slabs.views(batch.first_slab, batch.raw_bytes), batch.raw_bytes
+            chunks, raw_bytes = self.arena.slabs.runs(task.first_slab, task.raw_bytes), task.raw_bytes
         # The whole chain, whatever the count says: a dead predecessor may have stored the count of what it used, and
         # nothing is trimmed before the payload's size is there.
-        room = len(arena.outputs.chain(output.first_output)) * arena.outputs.block_bytes
-        buffers = arena.outputs.views(output.first_output, room)
+        buffers = outputs.runs(task.first_output)
         # A batch that kills one worker after the other is sent as it is: law 5 lets any batch go uncompressed.
-        deadly = self._descriptors.deaths(index) >= DEATHS_MAX
+        deadly = task.deaths >= DEATHS_MAX
         payload_bytes = NOT_SMALLER if deadly else self.codec.compress(chunks, raw_bytes, buffers)
         codec = self.codec.id
         if payload_bytes < 0:
             payload_bytes, codec = raw_bytes, CODEC_NONE
             copy_stream(chunks, buffers)
-        used = -(-payload_bytes // arena.outputs.block_bytes)
-        self._descriptors.finish_output(index, Output(output.first_output, used, payload_bytes, codec))
+        used = -(-payload_bytes // outputs.block_bytes)
+        self._descriptors.finish_output(index, (task.first_output, used, payload_bytes, codec))
         self._count(raw_bytes, payload_bytes, (time.monotonic_ns() - started_ns) // 1000)
+        return used
 
-    def _cut_piece(self, index: int, batch: Sealed, split: Split) -> tuple[list[memoryview], int]:
+    def _cut_piece(self, index: int) -> tuple[list[memoryview], int]:
         """The records of the next piece of a split batch, out of the payload that was too large (shm/splits.py)."""
         # Rare, and needs a decoder: a worker that never splits does not pay for it.
         from slabpress.workers.decoders import decompress, scratch
 
+        batch, split = self._descriptors.sealed(index), self._splits.get(index)
         source = self.arena.outputs.views(split.source, split.source_bytes)
         raw = decompress(split.source_codec, source, batch.raw_bytes)
         piece = scratch(batch.raw_bytes)
@@ -91,24 +95,26 @@ class Compressor:
         self._splits.set_piece(index, records, newest_ms)
         return [piece[:raw_bytes]], raw_bytes
 
-    def _publish(self, index: int) -> None:
+    def _publish(self, index: int, task: Task, output_count: int) -> None:
         """Give the batch to the network process, and what it no longer needs back to everybody."""
         arena = self.arena
-        output = self._descriptors.output(index)
-        first_slab = self._descriptors.sealed(index).first_slab
-        arena.outputs.trim(output.first_output, output.output_count)
-        arena.outputs.mark(output.first_output, OUTPUT_READY)
+        arena.outputs.trim(task.first_output, output_count)
+        arena.outputs.mark(task.first_output, OUTPUT_READY)
         arena.batch_states.store(index, READY)
-        arena.slabs.mark(first_slab, SLAB_FREE)
+        arena.slabs.mark(task.first_slab, SLAB_FREE)
         self._control.wake(NETWORK)
         if arena.memory.load_u64(at.ROOM_WANTED_AT):
             self._control.wake(COORDINATOR)
 
     def _count(self, raw_bytes: int, payload_bytes: int, busy_us: int) -> None:
         add = self.arena.memory.add_u64
-        sent_raw = int(payload_bytes == raw_bytes)
-        for place, amount in enumerate((1, raw_bytes, payload_bytes, busy_us, sent_raw)):
-            add(self._counters + 8 * place, amount)
+        first = self._counters
+        add(first, 1)
+        add(first + 8, raw_bytes)
+        add(first + 16, payload_bytes)
+        add(first + 24, busy_us)
+        if payload_bytes == raw_bytes:
+            add(first + 32, 1)
 
 
 def copy_stream(chunks: list[memoryview], buffers: list[memoryview]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from slabpress._native import NONE, OpenBatch, RecordWriter
+from slabpress._native import BATCH_FULL, NONE, OpenBatch, RecordWriter
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Output
@@ -112,13 +112,32 @@ class SealingCoordinator:
         if self.writer.append(batch, None, value, None, 0) <= 0:
             arena.batch_states.store(index, FREE)
             return None
+        self._publish(index, batch)
+        return index, bytes_of(arena, batch.first_slab, batch.bytes)
+
+    def seal_full(self, values: Iterator[bytes], batch_bytes: int, partition: int = 0) -> int:
+        """Seal a batch with as many of the values as ``batch_bytes`` hold; its descriptor."""
+        arena = self.arena
+        index = arena.batch_states.find(FREE)
+        batch = open_batch(arena, index, partition)
+        batch.limit = batch_bytes
+        for value in values:
+            size = self.writer.append(batch, None, value, None, 1_700_000_000_000 + batch.records)
+            if size == BATCH_FULL:
+                break
+            if size <= 0:
+                raise ValueError(f"no slab is left for batch {index} of {batch_bytes} bytes")
+        self._publish(index, batch)
+        return index
+
+    def _publish(self, index: int, batch: OpenBatch) -> None:
+        arena = self.arena
         tail = arena.seal_tail
         self.descriptors.set_seal_number(index, tail + 1)
         arena.slabs.mark(batch.first_slab, SLAB_SEALED)
         arena.seal_ring.store(tail % arena.geometry.seal_ring_entries, index)
         arena.batch_states.store(index, SEALED)
         arena.memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
-        return index, bytes_of(arena, batch.first_slab, batch.bytes)
 
     def scribble_on_free_slabs(self) -> None:
         """Write over everything that is said to be free, as the next records would."""

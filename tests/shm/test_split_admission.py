@@ -71,8 +71,7 @@ def test_pieces_go_before_what_is_sealed_in_the_order_of_their_batches_seals(ben
         assert not admission.has_work()
         assert admission.take() is None
         for index in (first, second):
-            worker._compress(index)
-            worker._publish(index)
+            worker.finish(index)
         for batch in bench.network.heads():
             bench.network.answer(batch, bench.network.send(batch))
         assert bench.arena.batch_states.load(behind) == SEALED

@@ -199,9 +199,7 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
 
     def finish(self, worker: int, life: Life | None = None) -> None:
         compressor, index = self.bench.worker(worker, life), self.held.pop(worker)
-        if self.bench.descriptors.output(index).payload_bytes == 0:
-            compressor._compress(index)
-        compressor._publish(index)
+        compressor.finish(index)
 
     @precondition(lambda self: len(self.held) + len(self.dead) < WORKERS)
     @rule(life=st.integers(0, 12))

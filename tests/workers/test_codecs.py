@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.data import json_lines
 from slabpress.codec_memory import BLOCK_BYTES
-from slabpress.workers.codecs import NOT_SMALLER, make_codec
+from slabpress.workers.codecs import NOT_SMALLER, make_codec, zstd_parameters
 from tests.support.reference_batch import (
     Record,
     decode_batch,
@@ -299,6 +301,18 @@ def test_zstd_frames_are_what_consumers_read(level: int | None, length: int) -> 
     assert parameters.dict_id == 0
 
 
+@pytest.mark.parametrize(
+    ("level", "largest", "expected"),
+    [(3, 1 << 18, (6, 15, 15)), (0, 1 << 16, (6, 15, 15)), (3, 1 << 19, (6, 0, 0)), (2, 1 << 18, (0, 0, 0))],
+)
+def test_zstd_has_tables_of_its_own_at_the_default_level_alone(
+    level: int, largest: int, expected: tuple[int, int, int]
+) -> None:
+    chosen = zstd_parameters(level, largest)
+    assert chosen.compression_level == (level or 3)  # zstd reads 0 as 3
+    assert (chosen.min_match, chosen.hash_log, chosen.chain_log) == expected  # 0: as the level has it
+
+
 def test_zstd_window_of_the_highest_level_is_bounded() -> None:
     # The window is in the frame's first bytes, so the frame need not be finished.
     compressor = zstandard.ZstdCompressor(level=22, write_checksum=False)
@@ -319,6 +333,16 @@ def test_gzip_is_one_member_without_a_clock(level: int | None) -> None:
     assert payload[:4] == b"\x1f\x8b\x08\x00"
     assert payload[4:8] == bytes(4), "no modification time: the same input gives the same bytes"
     assert decompress(1, payload) == words(200_000)
+
+
+@pytest.mark.parametrize("level", range(1, 10))
+def test_a_gzip_level_makes_of_records_at_most_a_twentieth_more_than_zlibs_own(level: int) -> None:
+    raw = b"".join(json_lines(1300))
+    payload = compressed(make_codec("gzip", level, LARGEST), raw)
+    assert payload is not None
+    assert len(payload) <= len(zlib.compress(raw, level, 31)) * 1.05
+    if level == 6:
+        assert payload == payload_of("gzip", None, raw)
 
 
 @pytest.mark.parametrize("length", [100, BLOCK_BYTES - 1, BLOCK_BYTES, 4 * BLOCK_BYTES, 300_000])
@@ -389,7 +413,7 @@ def test_no_view_is_leaked_if_it_does_not_pay(choice: tuple[str, int | None]) ->
 
 @pytest.mark.parametrize(
     ("compression_type", "libraries"),
-    [("none", set()), ("gzip", set()), ("snappy", {"cramjam"}), ("lz4", {"lz4"}), ("zstd", {"zstandard"})],
+    [("none", set()), ("gzip", {"zlib_ng"}), ("snappy", {"cramjam"}), ("lz4", {"lz4"}), ("zstd", {"zstandard"})],
 )
 def test_only_the_library_of_the_codec_is_imported(compression_type: str, libraries: set[str]) -> None:
     code = (
@@ -403,4 +427,4 @@ def test_only_the_library_of_the_codec_is_imported(compression_type: str, librar
         text=True,
         cwd=Path(__file__).parents[2],
     )
-    assert {"cramjam", "lz4", "zstandard"} & set(answer.stdout.split()) == libraries
+    assert {"cramjam", "lz4", "zlib_ng", "zstandard"} & set(answer.stdout.split()) == libraries

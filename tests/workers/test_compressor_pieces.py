@@ -180,7 +180,7 @@ def test_a_worker_that_dies_after_a_piece_is_made_costs_the_batch_nothing() -> N
         index = refuse(bench)
         dying = bench.workers[0]
         assert dying.admission.take() == index
-        dying._compress(index)
+        dying._compress(index, bench.descriptors.task(index))
         made = bench.descriptors.output(index)
         bury(bench, 0)
         assert bench.descriptors.deaths(index) == 0
