@@ -31,6 +31,9 @@ format: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.append
+	$(BIN)/python -m bench.latency
+	$(BIN)/python -m bench.interference
+	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.footprint
 
 clean:
