@@ -9,8 +9,8 @@ from typing import Final
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from bench.sink import Sink
 from tests.support.kafka import KafkaCluster
-from tests.support.mock_cluster import MockCluster
 
 SINK: Final = "sink"
 KAFKA: Final = "kafka"
@@ -22,7 +22,7 @@ _CREATE_TIMEOUT_S: Final = 30.0
 def broker(kind: str, topics: dict[str, int]) -> Iterator[str]:
     """Bootstrap servers that have these topics, with so many partitions each."""
     if kind == SINK:
-        with MockCluster() as sink:
+        with Sink() as sink:
             for topic, partitions in topics.items():
                 sink.create_topic(topic, partitions)
             yield sink.bootstrap_servers
