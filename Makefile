@@ -32,6 +32,9 @@ bench: .venv/.dev
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.append
 	$(BIN)/python -m bench.batches
+	$(BIN)/python -m bench.latency
+	$(BIN)/python -m bench.interference
+	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.footprint
 
 clean:

@@ -138,7 +138,7 @@ def run_once(way: Callable[[Producer, Data], None], data: Data) -> float:
     room = 4 * records * (RECORD_BYTES + 100)  # half of an arena is slabs
     producer = ChildlessProducer("nowhere:9092", buffer_memory=max(room, 64 << 20), workers=1, linger_ms=60_000)
     try:
-        _know_topic(producer)
+        know_topic(producer)
         start = time.perf_counter_ns()
         way(producer, data)
         took = time.perf_counter_ns() - start
@@ -148,7 +148,8 @@ def run_once(way: Callable[[Producer, Data], None], data: Data) -> float:
     return took / records
 
 
-def _know_topic(producer: ChildlessProducer) -> None:
+def know_topic(producer: ChildlessProducer) -> None:
+    """Have the topic known as if a broker had told of it."""
     session = producer._session
     table = TopicTable(session.arena)
     with session.lock:

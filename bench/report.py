@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
 import time
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,20 @@ def processor() -> str:
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and most."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The least value that at least this share of the sorted values does not exceed (nearest rank)."""
+    if not ordered:
+        raise ValueError("no values: a percentile needs one at least")
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """Half of the values are no greater than p50, and so on."""
+    ordered = sorted(values)
+    shares = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+    return {name: percentile(ordered, share) for name, share in shares.items()}
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

@@ -37,9 +37,7 @@ class Brokers:
         ]
 
     def __iter__(self) -> Iterator[Broker]:
-        yield from list(self._known.values())
-        yield from self._bootstrap
-        yield from list(self._retired)
+        return iter([*self._known.values(), *self._bootstrap, *self._retired])
 
     def get(self, node: int) -> Broker | None:
         """A broker that the cluster names."""

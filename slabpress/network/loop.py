@@ -24,8 +24,10 @@ from slabpress.network.refresh import MetadataContext, Refresher
 from slabpress.network.resolver import Resolver
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.transport import RECEIVE_BYTES
+from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR
 from slabpress.shm.handover import Child
+from slabpress.shm.layout import ORPHANS_AT, PARKED_AT, SPLITS_AT
 
 _NS_PER_S: Final = 1_000_000_000
 
@@ -173,7 +175,7 @@ class Loop:
         if self.producing.finished or self.queues.moved:
             self.producing.finished, self.queues.moved = 0, False
             self._control.wake(COORDINATOR)
-            if any(arena.needs_workers for arena in self.arenas.values()):
+            if any(arena.needs_workers and _waits_for_worker(arena.arena) for arena in self.arenas.values()):
                 self._control.wake_one_worker()
         if self.refresher.answered_topics:
             self.refresher.answered_topics = 0
@@ -207,6 +209,8 @@ class Loop:
                 for result in self._resolver.results():
                     for broker in self.brokers:
                         broker.resolved(result, now)
+        if self.producing.finished:
+            self._tell_others()  # what the responses said, before anything else: programs wait for it
 
     def _timeout_s(self, now: int) -> float | None:
         """How long nothing happens by itself."""
@@ -299,6 +303,16 @@ class Loop:
         deaf = any(arena.acks == 0 for arena in self.arenas.values())
         if (broker.last_error or deaf) and not broker.retired and broker.node >= 0:
             self.refresher.schedule.soon(now)
+
+
+def _waits_for_worker(arena: Arena) -> bool:
+    """Whether a worker may have been waiting for what was freed: with nothing sealed a ring would only cost the CPU.
+
+    What is sealed after this look is its sealer's to ring for.
+    """
+    if arena.seal_head != arena.seal_tail:
+        return True
+    return any(map(arena.memory.load_u64, (ORPHANS_AT, PARKED_AT, SPLITS_AT)))
 
 
 def _batches_of(arena: ArenaBatches, requests: Iterable[InFlight]) -> list[Batch]:

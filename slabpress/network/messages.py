@@ -12,8 +12,8 @@ import dataclasses
 import datetime
 import importlib
 import struct
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from kio.serial.errors import SerialError
 from slabpress.network.wire import (
     BrokerAddress,
     ProduceAnswer,
+    ProducePartition,
     ProduceResult,
     ProducerIdAnswer,
     ProduceTopic,
@@ -60,6 +61,11 @@ FIRST_PRODUCE_WITH_TOPIC_IDS: Final = 13
 # KIP-511 checks these against [a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?; a test compares with the package's.
 SOFTWARE_NAME: Final = "slabpress"
 SOFTWARE_VERSION: Final = "0.1.0"
+
+# Where the correlation id lies in a request: after the frame's length, the API's number and its version.
+_CORRELATION_ID_AT: Final = 8
+# Topic-partitions whose requests are kept but for their batch, about 700 bytes each with a long name and client id.
+_KEPT: Final = 256
 
 # Java sends this where there is no transaction (TransactionManager).
 _NO_TRANSACTION_MS: Final = 2**31 - 1
@@ -199,9 +205,24 @@ def encode_produce(
     client_id: str,
     acks: int,
     timeout_ms: int,
-    topics: Iterable[ProduceTopic],
+    topics: Sequence[ProduceTopic],
 ) -> Request:
-    """A gathered Produce request: its parts alternate between our bytes and views of output buffers."""
+    """A gathered Produce request: its parts alternate between our bytes and views of output buffers.
+
+    With a single batch, as where records come one by one, what is around it is kept from the last time: kio takes
+    longer to write it than the kernel to send it, and the record waits for that.
+    """
+    if len(topics) == 1 and len(topics[0].partitions) == 1:
+        topic = topics[0]
+        number, records = topic.partitions[0]
+        key = topic.topic_id if version >= FIRST_PRODUCE_WITH_TOPIC_IDS else topic.name
+        return _around(version, client_id, acks, timeout_ms, key, number).request(correlation_id, records)
+    return _encode_produce(version, correlation_id, client_id, acks, timeout_ms, topics)
+
+
+def _encode_produce(
+    version: int, correlation_id: int, client_id: str, acks: int, timeout_ms: int, topics: Sequence[ProduceTopic]
+) -> Request:
     types = _types(PRODUCE, version)
     topic_type, partition_type = types.module.TopicProduceData, types.module.PartitionProduceData
     with_ids = version >= FIRST_PRODUCE_WITH_TOPIC_IDS
@@ -220,6 +241,44 @@ def encode_produce(
         ),
     )
     return _encode(types, PRODUCE, version, correlation_id, client_id, body)
+
+
+class _Around(NamedTuple):
+    """A Produce request of one batch, but for its correlation id, the batch and the batch's length."""
+
+    head: bytes
+    tail: bytes
+    flexible: bool
+
+    def request(self, correlation_id: int, records: RecordBytes) -> Request:
+        length = _unsigned_varint(records.size + 1) if self.flexible else records.size.to_bytes(4, "big")
+        size = len(self.head) + len(length) + records.size + len(self.tail)
+        head = bytearray(self.head + length)
+        struct.pack_into(">i", head, 0, size - 4)
+        struct.pack_into(">i", head, _CORRELATION_ID_AT, correlation_id)
+        tail = [memoryview(self.tail)] if self.tail else []
+        return Request([memoryview(head), *records.parts, *tail], size)
+
+
+@lru_cache(_KEPT)
+def _around(version: int, client_id: str, acks: int, timeout_ms: int, topic: str | UUID, number: int) -> _Around:
+    """What kio writes around a batch: of a batch of one byte, whose length takes a known number of bytes."""
+    name, topic_id = ("", topic) if isinstance(topic, UUID) else (topic, None)
+    batch = RecordBytes([memoryview(b"-")], 1)
+    topics = [ProduceTopic(name, topic_id, [ProducePartition(number, batch)])]
+    head, _, *tail = _encode_produce(version, 0, client_id, acks, timeout_ms, topics).parts
+    flexible = version >= _FIRST_FLEXIBLE[PRODUCE]
+    length = 1 if flexible else 4
+    return _Around(bytes(head[:-length]), b"".join(tail), flexible)
+
+
+def _unsigned_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def encode_init_producer_id(version: int, correlation_id: int, client_id: str) -> Request:

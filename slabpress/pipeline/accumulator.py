@@ -149,13 +149,19 @@ class Accumulator:
         return next(self._calls)
 
     def has_unfinished(self) -> bool:
-        """Whether any descriptor is in use."""
-        return self._arena.batch_states.tally(1)[FREE] < self._arena.batch_states.count
+        """Whether any descriptor is in use: first the one that was opened last, for looking at all takes 28 us."""
+        states = self._arena.batch_states
+        return states.load((self._cursor - 1) % states.count) != FREE or states.tally(1)[FREE] < states.count
 
     @property
     def open_batches(self) -> int:
         """How many batches are open."""
         return len(self._open) + len(self._held)
+
+    @property
+    def lingers_not(self) -> bool:
+        """Whether a batch is to be sealed as soon as may be."""
+        return self._linger_ns == 0
 
     @property
     def lingering(self) -> int:

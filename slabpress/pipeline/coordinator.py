@@ -126,19 +126,23 @@ class Coordinator:
 
     def _run(self) -> None:
         try:
+            children_call = True
             while not self._stopping:
                 for session in self._sessions:
                     session.turn()
                 self._look_who_has_let_go()
-                self._supervisor.check()
-                self._sleep()
+                # Three system calls a child: too many for every turn, of which there may be one a record.
+                if children_call or self._supervisor.next_time() is not None:
+                    self._supervisor.check()
+                children_call = self._sleep()
         except ProcessError as error:
             self._fail(error)
         except Exception as error:  # a bug here must not leave callers waiting in silence
             logger.exception("the coordinator's thread failed")
             self._fail(ProcessError(f"slabpress failed inside: {error!r}; please report it"))
 
-    def _sleep(self) -> None:
+    def _sleep(self) -> bool:
+        """Wait until something is due or somebody rings; whether a child has died or said something."""
         control = self.control
         control.lie_down(COORDINATOR)
         times = [session.rest() for session in self._sessions]
@@ -147,7 +151,7 @@ class Coordinator:
         due = min((time_s for time_s in times if time_s is not None), default=None)
         timeout = None if due is None else max(0.0, due - time.monotonic())
         try:
-            control.bells[COORDINATOR].wait(0.0 if self._stopping else timeout, self._supervisor.watched)
+            return bool(control.bells[COORDINATOR].wait(0.0 if self._stopping else timeout, self._supervisor.watched))
         finally:
             control.get_up(COORDINATOR)
 

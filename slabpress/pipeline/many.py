@@ -127,19 +127,21 @@ class Many:
     def _append_some(self, topic: Topic) -> tuple[int, int, bool]:
         """One run of the native loop: why it stopped, at which partition, and whether that is the sticky one."""
         touched: list[tuple[Batch, int]] = []
+        why = -1
         try:
-            return self._source.append(
+            why, at_partition, sticky = self._source.append(
                 self._accumulator.writer,
                 topic,
                 -1 if self._partition is None else self._partition,
                 self._accumulator.next_call(),
                 touched,
             )
+            return why, at_partition, sticky
         finally:  # a record that is refused leaves those before it on their way
             for batch, first in touched:
                 self._note(batch, first)
                 if first == 0:
-                    self._sender.ring_for_linger()
+                    self._sender.let_linger(batch, may_seal=why == ALL_APPENDED)
 
     def _note(self, batch: Batch, first: int) -> None:
         """The batch's records from the first one on are of this call; others may write to it while this one waits."""

@@ -151,9 +151,10 @@ class Sender:
                 self._accumulator.drop_if_empty(batch)
                 raise
             if size > 0:
+                handle = DeliveryHandle(batch, batch.records - 1)
                 if batch.records == 1:
-                    self.ring_for_linger()
-                return DeliveryHandle(batch, batch.records - 1)
+                    self.let_linger(batch)
+                return handle
             if size == BATCH_FULL:
                 self._accumulator.seal(batch)
                 continue
@@ -170,13 +171,24 @@ class Sender:
         held_back = self._writer.held_back
         return held_back >= 0 and self._topics.stick_around(topic, self._accumulator.had_share)
 
-    def ring_for_linger(self) -> None:
-        """Ring the coordinator, whose linger timer was off, for the only open batch's first record.
+    def let_linger(self, batch: Batch, *, may_seal: bool = True) -> None:
+        """A batch has its first records: without a linger it is sealed, unless its topic has one on the way already.
 
-        Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line would be called,
-        open one and ring for ever (95 % of a core while acknowledgements were stopped).
+        Args:
+            batch: the batch; it is open.
+            may_seal: False where the caller goes on with it.
+
+        Sealed here, not by the coordinator's thread: that costs a wake-up, and a wait for the interpreter's lock, on
+        the way of every record that comes alone. Of those that come faster than acknowledgements only the first goes
+        like this; the rest gather until the coordinator comes by.
+
+        Otherwise the coordinator is rung, whose linger timer was off, for the only open batch's first record. Not when
+        a batch is opened: one that finds no slab is dropped again, and whoever waits in line would be called, open one
+        and ring for ever (95 % of a core while acknowledgements were stopped).
         """
-        if self._accumulator.lingering == 1:
+        if may_seal and self._accumulator.lingers_not and not batch.topic.under_way:
+            self._accumulator.seal(batch)
+        elif self._accumulator.lingering == 1:
             self._control.wake(COORDINATOR)
 
     def open_batch(self, topic: Topic, partition: int | None) -> Batch | None:

@@ -37,6 +37,18 @@ def parsed(request: Request, api: int, version: int) -> object:
 
 
 @pytest.mark.parametrize("version", range(3, 14))
+def test_what_is_kept_around_a_single_batch_makes_the_bytes_that_kio_writes(version: int) -> None:
+    for size in (61, 126, 127, 128, 16_382, 16_383, 70_000):  # where the length's own length changes
+        for number in (0, 5):
+            batch = records(b"h" * 61, b"p" * (size - 61))
+            topics = [ProduceTopic("t", ID, [ProducePartition(number, batch)])]
+            kept = messages.encode_produce(version, 42, "me", -1, 1500, topics)
+            written = messages._encode_produce(version, 42, "me", -1, 1500, topics)
+            assert (b"".join(kept.parts), kept.size) == (b"".join(written.parts), written.size)
+            parsed(kept, PRODUCE, version)
+
+
+@pytest.mark.parametrize("version", range(3, 14))
 def test_produce_is_gathered_and_reads_back(version: int) -> None:
     first, second, third = records(b"h" * 61, b"p" * 500), records(b"h" * 61, b"q"), records(b"h" * 61)
     topics = [

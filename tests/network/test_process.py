@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import time
@@ -13,6 +14,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from slabpress.results import EXPIRED_SENT, EXPIRED_UNSENT, PROTOCOL
+from slabpress.shm.control import FIRST_WORKER
+from slabpress.shm.layout import SEAL_HEAD_AT
 from slabpress.shm.states import IN_FLIGHT, READY
 from tests.network.fake_broker import (
     API_VERSIONS,
@@ -63,6 +66,24 @@ def test_delivers_to_noida_in_seal_order(tmp_path: Path) -> None:
         assert read(address, "orders", 0, 24) == expected
         assert rig.outputs_are_free()
         assert rig.counter("records_delivered") == 24
+
+
+def test_a_delivery_rings_a_sleeping_worker_only_where_something_waits_for_one(fake: FakeBroker) -> None:
+    with Rig(fake.address) as rig:
+        rig.know("t")
+        bell = rig.control.bells[FIRST_WORKER]
+
+        def is_rung_by_a_delivery(*, waiting: bool) -> bool:
+            for partition in (0, 1):  # the coordinator is rung first: by the next one a worker has been
+                rig.arena.memory.store_u64(SEAL_HEAD_AT, rig.arena.seal_tail + 1 - waiting)
+                rig.result(rig.send("t", partition, b"v"))
+            return bool(select.select([bell], [], [], 0)[0])
+
+        is_rung_by_a_delivery(waiting=False)  # a leader that becomes known rings as well
+        rig.control.lie_down(FIRST_WORKER)
+        bell.drain()
+        assert not is_rung_by_a_delivery(waiting=False)
+        assert is_rung_by_a_delivery(waiting=True)
 
 
 def test_batch_bytes_are_those_of_the_reference(fake: FakeBroker) -> None:

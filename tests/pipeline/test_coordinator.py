@@ -244,6 +244,7 @@ def test_a_failing_supervisor_fails_every_call_and_every_record(monkeypatch: pyt
             raise ProcessError("worker 0 was killed by signal 9")
 
         monkeypatch.setattr(supervisor, "check", check)
+        monkeypatch.setattr(supervisor, "next_time", lambda: 0.0)  # it is looked at only when something is to be done
         rig.coordinator.control.bells[0].ring()
         error = handle.exception(WATCHDOG_S)
         assert isinstance(error, DeliveryError)
@@ -277,6 +278,7 @@ def test_an_outcome_is_set_once_even_if_the_result_comes_after_the_failure(
             raise ProcessError("gone")
 
         monkeypatch.setattr(supervisor, "check", check)
+        monkeypatch.setattr(supervisor, "next_time", lambda: 0.0)  # it is looked at only when something is to be done
         rig.coordinator.control.bells[0].ring()
         error = handle.exception(WATCHDOG_S)
         assert error is not None
@@ -286,6 +288,16 @@ def test_an_outcome_is_set_once_even_if_the_result_comes_after_the_failure(
         arena.batch_states.store(descriptor, DONE)
         rig.close()
         assert handle.exception(0) is error
+
+
+def test_the_children_are_not_looked_at_for_every_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rig() as rig:
+        rig.send("t", b"v").result(WATCHDOG_S)
+        looks = []
+        monkeypatch.setattr(rig.coordinator._supervisor, "check", lambda: looks.append(1))
+        for _ in range(20):
+            rig.send("t", b"v").result(WATCHDOG_S)
+        assert not looks
 
 
 def test_a_bug_in_the_background_thread_is_told_and_leaves_nobody_waiting(
@@ -301,6 +313,7 @@ def test_a_bug_in_the_background_thread_is_told_and_leaves_nobody_waiting(
             raise LookupError("oops")
 
         monkeypatch.setattr(supervisor, "check", check)
+        monkeypatch.setattr(supervisor, "next_time", lambda: 0.0)  # it is looked at only when something is to be done
         rig.coordinator.control.bells[0].ring()
         assert "slabpress failed inside: LookupError('oops'); please report it" in str(handle.exception(WATCHDOG_S))
         with pytest.raises(ProcessError, match="please report it"):

@@ -356,6 +356,36 @@ def test_a_first_record_rings_the_coordinator_and_one_that_finds_no_room_does_no
 
 
 @pytest.mark.parametrize("many", [False, True])
+def test_without_linger_a_record_is_sealed_by_who_sends_it_unless_one_of_its_topic_is_on_the_way(many: bool) -> None:
+    def send(value: bytes) -> None:
+        if many:
+            rig.send_many([value], partition=1)
+        else:
+            rig.send(value, partition=1)
+
+    with parts(linger_ms=0) as rig:
+        topic = rig.topic("t", 2)
+        rig.control.lie_down(COORDINATOR)
+        send(b"a")
+        assert (rig.accumulator.open_batches, topic.under_way) == (0, {1: 1})
+        assert not _is_rung(rig)
+        send(b"b")
+        assert rig.accumulator.open_batches == 1
+        assert _is_rung(rig)
+        rig.accumulator.seal_all()
+
+
+def test_without_linger_a_call_of_many_records_fills_its_batches() -> None:
+    with parts(linger_ms=0, batch_size=4096) as rig:
+        rig.topic("t", 1)
+        rig.send_many([b"x" * 400] * 25, partition=0)
+        sealed = [batch.records for batch in rig.accumulator.batches if batch is not None and batch.closed]
+        assert len(sealed) == 2
+        assert min(sealed) >= 9  # of 10 that have room
+        rig.accumulator.seal_all()
+
+
+@pytest.mark.parametrize("many", [False, True])
 def test_a_record_that_is_refused_leaves_no_open_batch(many: bool) -> None:
     with parts(linger_ms=1000) as rig:
         topic = rig.topic("t", 1)
