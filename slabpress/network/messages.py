@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib
+import io
 import struct
-from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+from collections.abc import Iterable
+from functools import cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -21,14 +22,12 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 from kio.serial.errors import SerialError
 
+from slabpress.network.produce_codec import FIRST_WITH_TOPIC_IDS
 from slabpress.network.wire import (
     BrokerAddress,
     ProduceAnswer,
-    ProducePartition,
     ProduceResult,
     ProducerIdAnswer,
-    ProduceTopic,
-    RecordBytes,
     Request,
     UnreadableError,
     VersionsAnswer,
@@ -56,45 +55,14 @@ _MODULES: Final = {
 }
 
 FIRST_PRODUCE_WITH_ZSTD: Final = 7
-FIRST_PRODUCE_WITH_TOPIC_IDS: Final = 13
 
 # KIP-511 checks these against [a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?; a test compares with the package's.
 SOFTWARE_NAME: Final = "slabpress"
 SOFTWARE_VERSION: Final = "0.1.0"
 
-# Where the correlation id lies in a request: after the frame's length, the API's number and its version.
-_CORRELATION_ID_AT: Final = 8
-# Topic-partitions whose requests are kept but for their batch, about 700 bytes each with a long name and client id.
-_KEPT: Final = 256
-
+_LENGTH: Final = struct.Struct(">i")
 # Java sends this where there is no transaction (TransactionManager).
 _NO_TRANSACTION_MS: Final = 2**31 - 1
-
-
-class _Parts:
-    """Where kio's writers write: small pieces are joined, RecordBytes are kept as they are."""
-
-    __slots__ = ("parts", "size", "small")
-
-    def __init__(self) -> None:
-        self.parts: list[memoryview] = []
-        # Four bytes for the frame's length, filled in at the end.
-        self.small = bytearray(4)
-        self.size = 0
-
-    def write(self, data: bytes | RecordBytes) -> None:
-        if type(data) is RecordBytes:
-            self.end_small()
-            self.parts.extend(data.parts)
-            self.size += data.size
-        else:
-            self.small += data  # type: ignore[arg-type]
-
-    def end_small(self) -> None:
-        if self.small:
-            self.size += len(self.small)
-            self.parts.append(memoryview(self.small))
-            self.small = bytearray()
 
 
 def error_name(code: int) -> str:
@@ -165,15 +133,16 @@ def _types(api: int, version: int) -> _Types:
 
 
 def _encode(types: _Types, api: int, version: int, correlation_id: int, client_id: str, body: Any) -> Request:
-    out = _Parts()
+    out = io.BytesIO(bytes(_LENGTH.size))
+    out.seek(_LENGTH.size)
     header = types.header(
         request_api_key=api, request_api_version=version, correlation_id=correlation_id, client_id=client_id
     )
     types.write_header(out, header)
     types.write_request(out, body)
-    out.end_small()
-    out.parts[0][:4] = struct.pack(">i", out.size - 4)
-    return Request(out.parts, out.size)
+    frame = out.getbuffer()
+    _LENGTH.pack_into(frame, 0, len(frame) - _LENGTH.size)
+    return Request([frame], len(frame))
 
 
 def encode_api_versions(version: int, correlation_id: int, client_id: str) -> Request:
@@ -197,88 +166,6 @@ def encode_metadata(version: int, correlation_id: int, client_id: str, topics: I
     }
     body = types.request(**{name: value for name, value in fields.items() if name in types.fields})
     return _encode(types, METADATA, version, correlation_id, client_id, body)
-
-
-def encode_produce(
-    version: int,
-    correlation_id: int,
-    client_id: str,
-    acks: int,
-    timeout_ms: int,
-    topics: Sequence[ProduceTopic],
-) -> Request:
-    """A gathered Produce request: its parts alternate between our bytes and views of output buffers.
-
-    With a single batch, as where records come one by one, what is around it is kept from the last time: kio takes
-    longer to write it than the kernel to send it, and the record waits for that.
-    """
-    if len(topics) == 1 and len(topics[0].partitions) == 1:
-        topic = topics[0]
-        number, records = topic.partitions[0]
-        key = topic.topic_id if version >= FIRST_PRODUCE_WITH_TOPIC_IDS else topic.name
-        return _around(version, client_id, acks, timeout_ms, key, number).request(correlation_id, records)
-    return _encode_produce(version, correlation_id, client_id, acks, timeout_ms, topics)
-
-
-def _encode_produce(
-    version: int, correlation_id: int, client_id: str, acks: int, timeout_ms: int, topics: Sequence[ProduceTopic]
-) -> Request:
-    types = _types(PRODUCE, version)
-    topic_type, partition_type = types.module.TopicProduceData, types.module.PartitionProduceData
-    with_ids = version >= FIRST_PRODUCE_WITH_TOPIC_IDS
-    body = types.request(
-        transactional_id=None,
-        acks=acks,
-        timeout=datetime.timedelta(milliseconds=timeout_ms),
-        topic_data=tuple(
-            topic_type(
-                **({"topic_id": topic.topic_id} if with_ids else {"name": topic.name}),
-                partition_data=tuple(
-                    partition_type(index=partition, records=records) for partition, records in topic.partitions
-                ),
-            )
-            for topic in topics
-        ),
-    )
-    return _encode(types, PRODUCE, version, correlation_id, client_id, body)
-
-
-class _Around(NamedTuple):
-    """A Produce request of one batch, but for its correlation id, the batch and the batch's length."""
-
-    head: bytes
-    tail: bytes
-    flexible: bool
-
-    def request(self, correlation_id: int, records: RecordBytes) -> Request:
-        length = _unsigned_varint(records.size + 1) if self.flexible else records.size.to_bytes(4, "big")
-        size = len(self.head) + len(length) + records.size + len(self.tail)
-        head = bytearray(self.head + length)
-        struct.pack_into(">i", head, 0, size - 4)
-        struct.pack_into(">i", head, _CORRELATION_ID_AT, correlation_id)
-        tail = [memoryview(self.tail)] if self.tail else []
-        return Request([memoryview(head), *records.parts, *tail], size)
-
-
-@lru_cache(_KEPT)
-def _around(version: int, client_id: str, acks: int, timeout_ms: int, topic: str | UUID, number: int) -> _Around:
-    """What kio writes around a batch: of a batch of one byte, whose length takes a known number of bytes."""
-    name, topic_id = ("", topic) if isinstance(topic, UUID) else (topic, None)
-    batch = RecordBytes([memoryview(b"-")], 1)
-    topics = [ProduceTopic(name, topic_id, [ProducePartition(number, batch)])]
-    head, _, *tail = _encode_produce(version, 0, client_id, acks, timeout_ms, topics).parts
-    flexible = version >= _FIRST_FLEXIBLE[PRODUCE]
-    length = 1 if flexible else 4
-    return _Around(bytes(head[:-length]), b"".join(tail), flexible)
-
-
-def _unsigned_varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 def encode_init_producer_id(version: int, correlation_id: int, client_id: str) -> Request:
@@ -355,7 +242,7 @@ def decode_produce(version: int, frame: bytes) -> ProduceAnswer:
     body = _decode(PRODUCE, version, frame)
     results: list[ProduceResult] = []
     for topic in body.responses or ():
-        name = topic.topic_id if version >= FIRST_PRODUCE_WITH_TOPIC_IDS else topic.name
+        name = topic.topic_id if version >= FIRST_WITH_TOPIC_IDS else topic.name
         results.extend(_produce_result(name, partition) for partition in topic.partition_responses or ())
     brokers = [BrokerAddress(e.node_id, e.host, e.port) for e in getattr(body, "node_endpoints", None) or ()]
     return ProduceAnswer(_milliseconds(body.throttle_time), results, brokers)

@@ -11,15 +11,14 @@ from slabpress.network.backoff import Backoff
 from slabpress.network.batches import ArenaBatches
 from slabpress.network.connection import Connection, InFlight
 from slabpress.network.messages import (
-    FIRST_PRODUCE_WITH_TOPIC_IDS,
     FIRST_PRODUCE_WITH_ZSTD,
     PRODUCE,
     decode_produce,
-    encode_produce,
     error_name,
 )
 from slabpress.network.metadata import Cluster
 from slabpress.network.outcomes import Outcome
+from slabpress.network.produce_codec import FIRST_WITH_TOPIC_IDS, encode_produce
 from slabpress.network.queues import Batch, PartitionQueue, Queues
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.wire import ProduceAnswer, ProducePartition, ProduceResult, ProduceTopic, RecordBytes, WireError
@@ -89,9 +88,9 @@ class Producing:
         for batch in chosen:
             self._arena(batch).make_bytes(batch)
         topics = self._group(chosen)
-        if version >= FIRST_PRODUCE_WITH_TOPIC_IDS and any(topic.topic_id is None for topic in topics):
+        if version >= FIRST_WITH_TOPIC_IDS and any(topic.topic_id is None for topic in topics):
             # Azure Event Hubs offers v13 and knows no ids (franz-go#1312).
-            version = FIRST_PRODUCE_WITH_TOPIC_IDS - 1
+            version = FIRST_WITH_TOPIC_IDS - 1
         correlation_id = connection.next_id(unanswered=arena.acks == 0)
         request = encode_produce(
             version,

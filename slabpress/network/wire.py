@@ -25,21 +25,11 @@ class UnreadableError(WireError):
     """A response does not parse; an older version of it may."""
 
 
-class RecordBytes:
-    """The records field of one partition: a batch header and views of output buffers, never joined.
+class RecordBytes(NamedTuple):
+    """The records field of one partition: a batch header and views of its payload, never joined; bytes in all."""
 
-    kio types the field as bytes, but its writers only take its length and hand it to ``write``: the one cast
-    of this package is that this class stands for bytes there.
-    """
-
-    __slots__ = ("parts", "size")
-
-    def __init__(self, parts: Sequence[memoryview], size: int) -> None:
-        self.parts = parts
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
+    parts: Sequence[memoryview]
+    size: int
 
 
 class Request(NamedTuple):

@@ -12,15 +12,10 @@ from kio.serial import entity_reader
 
 from slabpress.network import messages
 from slabpress.network.messages import API_VERSIONS, METADATA, PRODUCE
-from slabpress.network.wire import ProducePartition, ProduceTopic, RecordBytes, Request, UnreadableError, WireError
+from slabpress.network.wire import Request, UnreadableError, WireError
 from tests.network.fake_broker import schema
 
 ID = UUID(int=77)
-
-
-def records(*parts: bytes) -> RecordBytes:
-    views = [memoryview(bytearray(part)) for part in parts]
-    return RecordBytes(views, sum(map(len, views)))
 
 
 def parsed(request: Request, api: int, version: int) -> object:
@@ -34,44 +29,6 @@ def parsed(request: Request, api: int, version: int) -> object:
     body, end = entity_reader(kind)(data[4:], used)
     assert used + end == len(data) - 4
     return body
-
-
-@pytest.mark.parametrize("version", range(3, 14))
-def test_what_is_kept_around_a_single_batch_makes_the_bytes_that_kio_writes(version: int) -> None:
-    for size in (61, 126, 127, 128, 16_382, 16_383, 70_000):  # where the length's own length changes
-        for number in (0, 5):
-            batch = records(b"h" * 61, b"p" * (size - 61))
-            topics = [ProduceTopic("t", ID, [ProducePartition(number, batch)])]
-            kept = messages.encode_produce(version, 42, "me", -1, 1500, topics)
-            written = messages._encode_produce(version, 42, "me", -1, 1500, topics)
-            assert (b"".join(kept.parts), kept.size) == (b"".join(written.parts), written.size)
-            parsed(kept, PRODUCE, version)
-
-
-@pytest.mark.parametrize("version", range(3, 14))
-def test_produce_is_gathered_and_reads_back(version: int) -> None:
-    first, second, third = records(b"h" * 61, b"p" * 500), records(b"h" * 61, b"q"), records(b"h" * 61)
-    topics = [
-        ProduceTopic("t", ID, [ProducePartition(3, first), ProducePartition(0, second)]),
-        ProduceTopic("u", UUID(int=78), [ProducePartition(1, third)]),
-    ]
-    request = messages.encode_produce(version, 42, "me", -1, 1500, topics)
-    for view in (*first.parts, *second.parts, *third.parts):
-        assert any(part is view for part in request.parts)
-    body = parsed(request, PRODUCE, version)
-    found = [
-        (topic.topic_id if version >= 13 else topic.name, p.index, p.records)
-        for topic in body.topic_data  # type: ignore[attr-defined]
-        for p in topic.partition_data
-    ]
-    names = (ID, UUID(int=78)) if version >= 13 else ("t", "u")
-    assert found == [
-        (names[0], 3, b"h" * 61 + b"p" * 500),
-        (names[0], 0, b"h" * 61 + b"q"),
-        (names[1], 1, b"h" * 61),
-    ]
-    assert body.acks == -1  # type: ignore[attr-defined]
-    assert body.timeout.total_seconds() == 1.5  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("version", range(1, 14))
