@@ -12,6 +12,7 @@ from slabpress._native import (
     STOPPED_BATCH_FULL,
     STOPPED_NOT_OPEN,
     STOPPED_TOO_LARGE,
+    ObjectSource,
     RecordWriter,
 )
 from slabpress.errors import RecordError, RecordTypeError
@@ -25,7 +26,7 @@ Column = list[Any] | tuple[Any, ...]
 
 
 class RecordSource(Protocol):
-    """Where the records of a call come from: ``Lists`` here, lines and Arrow data in native code."""
+    """Where the records of a call come from: objects, lines or Arrow data, all in native code."""
 
     @property
     def taken(self) -> int:
@@ -151,55 +152,6 @@ class Many:
         spans.append((first, batch.records))
 
 
-class Lists:
-    """Values, keys, headers and timestamps as Python has them, one each a record.
-
-    Args:
-        values, keys, headers, timestamps: equally long; all but the values may be None.
-
-    Attributes:
-        taken: how many records were appended.
-    """
-
-    def __init__(self, values: Column, keys: Column | None, headers: Column | None, timestamps: Column | None) -> None:
-        self._columns = values, keys, headers, timestamps
-        self.taken = 0
-
-    def is_done(self) -> bool:
-        """Whether every record was appended."""
-        return self.taken >= len(self._columns[0])
-
-    def append(
-        self, writer: RecordWriter, topic: Topic, partition: int, call: int, touched: list[tuple[Batch, int]]
-    ) -> tuple[int, int, bool]:
-        """Append until something stops it; a record without a key among keyed ones goes to the sticky partition."""
-        values, keys, headers, timestamps = self._columns
-        sticky = partition < 0 and keys is None
-        target = topic.sticky if sticky else partition
-        while True:
-            try:
-                self.taken, why, at_partition = writer.append_many(
-                    topic.open, values, keys, headers, timestamps, self.taken, target, call, touched
-                )
-            except RecordError:
-                self.taken = writer.stopped_at
-                raise
-            if at_partition >= 0 or why == ALL_APPENDED:
-                return why, at_partition, sticky
-            why = self._append_keyless(writer, topic, call, touched)
-            if why != ALL_APPENDED:
-                return why, topic.sticky, True
-
-    def _append_keyless(self, writer: RecordWriter, topic: Topic, call: int, touched: list[tuple[Batch, int]]) -> int:
-        values, _, headers, timestamps = (column and column[self.taken : self.taken + 1] for column in self._columns)
-        assert values is not None  # noqa: S101 - only the others may be
-        appended, why, _ = writer.append_many(
-            topic.open, values, None, headers, timestamps, 0, topic.sticky, call, touched
-        )
-        self.taken += appended
-        return why
-
-
 def send_many(
     sender: Sender,
     accumulator: Accumulator,
@@ -211,15 +163,18 @@ def send_many(
     """Append many records; see ``Producer.send_many``."""
     sender.check_usable()
     values = _column("values", columns[0])
-    lists = Lists(
+    source = ObjectSource(
         values,
         _parallel("keys", columns[1], values),
         _parallel("headers", columns[2], values),
         _parallel("timestamps_ms", columns[3], values),
     )
-    many = Many(sender, accumulator, topic_name, partition, lists)
-    many.run(max_block_ms)
-    return many.delivery()
+    many = Many(sender, accumulator, topic_name, partition, source)
+    try:
+        many.run(max_block_ms)
+        return many.delivery()
+    finally:
+        source.close()
 
 
 def _column(name: str, column: Iterable[Any]) -> Column:

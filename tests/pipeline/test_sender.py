@@ -192,6 +192,78 @@ def test_every_part_of_a_record_arrives() -> None:
         assert [record for batch in rig.pipeline.batches for record in batch.records] == sent
 
 
+@pytest.mark.parametrize("value", [b"bytes", "text", "täxt", bytearray(b"held")])
+def test_a_record_goes_the_fast_way_unless_somebody_holds_the_lock(value: Any) -> None:
+    with parts(linger_ms=60_000) as rig:
+        rig.topic("t", 1)
+        rig.send(b"first")
+        lane = rig.sender.fast_lane
+        with rig.lock:
+            assert lane.append("t", value, None, None, None, None) is None
+        assert lane.append("t", value, None, None, None, None) is not None
+        taken, give_back = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with rig.lock:
+                taken.set()
+                give_back.wait(WATCHDOG_S)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert taken.wait(WATCHDOG_S)
+        assert lane.append("t", value, None, None, None, None) is None
+        give_back.set()
+        thread.join(WATCHDOG_S)
+        assert lane.append("t", value, "key", [("h", "v")], 0, 5) is not None
+
+
+def test_headers_that_close_the_fast_way_while_they_are_read_are_obeyed() -> None:
+    with parts(linger_ms=60_000) as rig:
+        rig.topic("t", 1)
+        rig.send(b"first")
+        lane = rig.sender.fast_lane
+
+        class Closing(list[Any]):
+            def __iter__(self) -> Any:
+                lane.closed = True
+                return iter([("a", b"b")])
+
+        assert lane.append("t", b"v", None, Closing(), None, None) is None
+
+
+def test_records_sent_in_turn_to_two_topics_by_two_names_each_go_where_they_should() -> None:
+    with Rig({"one": 1, "two": 1}) as rig:
+        for number in range(100):
+            for name in ("one", "two", "".join(["o", "ne"]), "".join(["t", "wo"])):
+                rig.send(name, b"%d %s" % (number, name.encode()))
+        rig.flush()
+        for name in ("one", "two"):
+            expected = [b"%d %s" % (number, name.encode()) for number in range(100) for _ in range(2)]
+            assert rig.pipeline.values(name, 0) == expected
+
+
+@pytest.mark.parametrize("partition", [-1, 2, 2**40, 2**70, -(2**70)])
+def test_a_partition_out_of_range_is_refused_with_an_open_batch_too(partition: int) -> None:
+    with parts(max_block_ms=0, linger_ms=60_000) as rig:
+        rig.topic("t", 2)
+        rig.send(b"first", partition=0)
+        with pytest.raises(SlabpressError, match=str(partition)):
+            rig.send(b"v", partition=partition)
+
+
+def test_a_timestamp_of_now_is_never_older_than_a_fraction_of_a_millisecond() -> None:
+    with Rig({"t": 1}) as rig:
+        for _ in range(5):
+            before = time.time_ns()
+            handles = [rig.send("t", b"v") for _ in range(50)]
+            after = time.time_ns()
+            rig.flush()
+            stamps = [record.timestamp_ms for record in rig.pipeline.batches[-1].records]
+            assert handles[-1].done()
+            assert (before - 100_000) // 1_000_000 <= min(stamps)
+            assert max(stamps) <= after // 1_000_000
+
+
 def test_a_record_larger_than_max_request_size_is_refused_with_both_sizes_and_harms_no_neighbour() -> None:
     with Rig(max_request_size=3000) as rig:
         before = rig.send("t", b"before", partition=0)
