@@ -874,8 +874,8 @@ class BlocksAgainstAModel(RuleBasedStateMachine):
             assert first == NONE
             return multiple()
         chain = self.blocks.chain(first)
-        assert len(chain) == wanted
-        assert chain[0] == first
+        used = {index for others, _ in self.model.values() for index in others}
+        assert chain == [index for index in range(BLOCKS) if index not in used][:wanted], "not the lowest ones"
         self.model[first] = (chain, state)
         return first
 
@@ -976,15 +976,18 @@ def test_blocks_refuse_chains_that_leave_their_table() -> None:
         Blocks(memory, 0, 12, 24, 4, 8, 0)
 
 
-def test_claims_go_round_so_that_every_block_is_used() -> None:
+def test_the_lowest_free_block_is_claimed_so_that_few_are_used_while_consumers_keep_up() -> None:
     memory = Memory(bytearray(8 * 4 + 4 * 8))
     blocks = Blocks(memory, 0, 16, 32, 4, 8, 0)
-    seen = []
-    for _ in range(8):
-        first = blocks.claim(1, 1)
-        seen.append(first)
-        blocks.mark(first, 0)
-    assert seen == [0, 1, 2, 3] * 2
+    for _ in range(3):
+        assert [blocks.claim(1, 1) for _ in range(4)] == [0, 1, 2, 3]
+        assert blocks.claim(1, 1) == NONE
+        for index, others in ((2, 0), (0, 2)):
+            blocks.mark(index, 0)
+            assert blocks.claim(1, 1) == index
+            assert blocks.chain(others) == [others]
+        for index in range(4):
+            blocks.mark(index, 0)
 
 
 @settings(max_examples=20)

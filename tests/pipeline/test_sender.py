@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import threading
 import time
@@ -25,7 +26,7 @@ from slabpress.errors import (
 from slabpress.pipeline.batch import DeliveryHandle
 from slabpress.shm.control import COORDINATOR
 from slabpress.shm.states import FREE, SLAB_SEALED
-from tests.pipeline.instant import WATCHDOG_S, Parts, Rig, parts
+from tests.pipeline.instant import WATCHDOG_S, Parts, Rig, parts, until
 from tests.support.reference_batch import Record, java_partition
 
 
@@ -455,6 +456,35 @@ def test_without_linger_a_call_of_many_records_fills_its_batches() -> None:
         assert len(sealed) == 2
         assert min(sealed) >= 9  # of 10 that have room
         rig.accumulator.seal_all()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_coordinator_is_rung_for_a_batch_only_if_it_would_sleep_past_its_linger_time(many: bool) -> None:
+    with parts(linger_ms=60_000) as rig:
+        rig.topic("t", 3)
+        rig.control.lie_down(COORDINATOR)
+        for partition, turn_in_s, is_rung in ((0, 30.0, False), (1, 90.0, True), (2, 0.0, False)):
+            rig.sender.next_turn_s = time.monotonic() + turn_in_s
+            rig.send_many([b"a"], partition=partition) if many else rig.send(b"a", partition=partition)
+            assert _is_rung(rig) == is_rung
+            rig.control.bells[COORDINATOR].drain()
+            rig.accumulator.seal_all()
+
+
+def test_a_coordinator_that_is_about_to_sleep_is_rung() -> None:
+    """It has said that it sleeps, and does not know for how long yet."""
+    with Rig({"t": 1}, linger_ms=60_000) as rig:
+        rig.send("t", b"a")
+        rested, rest = [], rig.session.rest
+
+        def look() -> float | None:
+            rested.append(rig.sender.next_turn_s)
+            return rest()
+
+        rig.session.rest = look  # type: ignore[method-assign]
+        rig.coordinator.control.bells[COORDINATOR].ring()
+        until(lambda: bool(rested) and rig.sender.next_turn_s < math.inf)
+        assert rested == [math.inf] * len(rested)
 
 
 @pytest.mark.parametrize("many", [False, True])
