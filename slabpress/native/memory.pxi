@@ -302,17 +302,14 @@ cdef class Blocks:
         return parts
 
     cdef bint has_free(self, Py_ssize_t wanted) except -1:
-        """Whether so many blocks are free: looks no further than it has to, from where the next claim will."""
+        """Whether so many blocks are free: looks no further than it has to."""
         cdef char *states = self.memory.at(self.states, 4 * self.count)
-        cdef Py_ssize_t step, index = self.cursor, found = 0
-        for step in range(self.count - self.own):
+        cdef Py_ssize_t index, found = 0
+        for index in range(self.own, self.count):
             if found >= wanted:
                 break
-            if index >= self.count:
-                index = self.own
             if sp_load32(states + 4 * index) == self.free:
                 found += 1
-            index += 1
         return found >= wanted
 
     def count_free(self):
