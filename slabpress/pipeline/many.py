@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
 
 from slabpress._native import (
     ALL_APPENDED,
@@ -18,11 +18,13 @@ from slabpress._native import (
 from slabpress.errors import RecordError, RecordTypeError
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch, ManyDelivery, Span
+from slabpress.pipeline.iterators import RecordIterator
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.topics import Topic
 from slabpress.records import Headers, Part
 
 Column = list[Any] | tuple[Any, ...]
+_BESIDE: Final = ("keys", "headers", "timestamps_ms")
 
 
 class RecordSource(Protocol):
@@ -156,39 +158,62 @@ def send_many(
     sender: Sender,
     accumulator: Accumulator,
     topic_name: str,
-    columns: tuple[Iterable[Part], Sequence[Part] | None, Sequence[Headers | None] | None, Sequence[int | None] | None],
+    columns: tuple[Iterable[Part], Iterable[Part] | None, Iterable[Headers | None] | None, Iterable[int | None] | None],
     partition: int | None,
     max_block_ms: int,
 ) -> ManyDelivery:
     """Append many records; see ``Producer.send_many``."""
     sender.check_usable()
-    values = _column("values", columns[0])
-    source = ObjectSource(
-        values,
-        _parallel("keys", columns[1], values),
-        _parallel("headers", columns[2], values),
-        _parallel("timestamps_ms", columns[3], values),
-    )
+    values = columns[0]
+    iterator = None
+    if isinstance(values, list | tuple):
+        source = ObjectSource(
+            values, *(_parallel(*column, values) for column in zip(_BESIDE, columns[1:], strict=True))
+        )
+    else:
+        names = ("values", *_BESIDE)
+        iterator = RecordIterator({name: _iterable(name, column) for name, column in zip(names, columns, strict=True)})
+        source = ObjectSource([], None, None, None)
     many = Many(sender, accumulator, topic_name, partition, source)
     try:
-        many.run(max_block_ms)
+        if iterator is None:
+            many.run(max_block_ms)
+        else:
+            _run_blocks(many, source, iterator, max_block_ms)
         return many.delivery()
     finally:
         source.close()
 
 
-def _column(name: str, column: Iterable[Any]) -> Column:
-    if isinstance(column, list | tuple):
-        return column
+def _run_blocks(many: Many, source: ObjectSource, iterator: RecordIterator, max_block_ms: int) -> None:
+    """Append block after block. The iterators run without the producer's lock: they may send, and take their time."""
+    try:
+        while iterator.take():
+            block = iterator.block
+            source.go_on_with(block["values"] or [], *(block[name] for name in _BESIDE))
+            many.run(max_block_ms)
+        if source.taken == 0:
+            many.run(max_block_ms)  # whatever is wrong with the topic is said for no records as well
+    except RecordError as error:
+        error.accepted = source.taken
+        error.unsent = iterator.unsent(source.taken)
+        raise
+
+
+def _iterable(name: str, column: Iterable[Any] | None) -> Iterable[Any] | None:
+    """A column that has one entry a record."""
+    if column is None and name in _BESIDE:
+        return None
     if isinstance(column, str | bytes | bytearray | memoryview) or not isinstance(column, Iterable):
         raise RecordTypeError(f"{name} must be a sequence with one entry a record, not {type(column).__name__}")
-    return list(column)
+    return column
 
 
 def _parallel(name: str, column: Iterable[Any] | None, values: Column) -> Column | None:
+    column = _iterable(name, column)
     if column is None:
         return None
-    checked = _column(name, column)
+    checked = column if isinstance(column, list | tuple) else list(column)
     if len(checked) != len(values):
         raise RecordTypeError(f"{name} has {len(checked)} entries for {len(values)} values: one each")
     return checked
