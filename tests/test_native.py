@@ -214,6 +214,25 @@ def test_append_many_says_where_and_why_it_stopped() -> None:
             _many(writer, [batch], [b"a"], None, None, None, 1)
 
 
+def test_what_the_lists_hold_when_a_call_goes_on_is_what_is_sent() -> None:
+    """While a call waits for room anybody may change them: where their bytes lie is found anew."""
+    with small_arena() as arena:
+        writer, batch = make_writer(arena), open_batch(arena)
+        values, keys, stamps = [b"old", b"old"], ["old", "old"], [1, 2]
+        headers = [[("old", b"old")], None]
+        source = ObjectSource(values, keys, headers, stamps)
+        assert source.append(writer, _lanes([None]), 0, 1, [])[0] == STOPPED_NOT_OPEN
+        values[0], keys[0], headers[0], stamps[0] = bytes(bytearray(b"new")), "new" + "er", [("new", b"")], 3
+        assert source.append(writer, _lanes([batch]), 0, 1, [])[0] == ALL_APPENDED
+        records = [Record(b"newer", b"new", (("new", b""),), 3), Record(b"old", b"old", (), 2)]
+        assert bytes_of(arena, batch.first_slab, batch.bytes) == encode_records(records)
+        del values[1:]
+        source.go_on_with(values, None, None, None)
+        values.clear()
+        with pytest.raises(IndexError, match="a list of 1 entries has 0: it changed during the call"):
+            source.append(writer, _lanes([batch]), 0, 1, [])
+
+
 @pytest.mark.parametrize("place", [0, 1, 63, 64, 65])
 @pytest.mark.parametrize(
     ("column", "bad", "kind", "words"),
