@@ -185,10 +185,10 @@ class Sender:
         the way of every record that comes alone. Of those that come faster than acknowledgements only the first goes
         like this; the rest gather until the coordinator comes by.
 
-        Otherwise the coordinator is rung for the only open batch's first record, if it would sleep past its linger time.
-        Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line would be called,
-        open one and ring for ever (95 % of a core while acknowledgements were stopped). And not for every batch: a
-        ring is 20 us, with the interpreter handed over and back; it looks around as often as batches linger.
+        Otherwise the coordinator is rung for the only open batch's first record, if it would sleep past its linger
+        time. Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line would be
+        called, open one and ring for ever (95 % of a core while acknowledgements were stopped). And not for every
+        batch: a ring is 20 us, with the interpreter handed over and back; it looks around as often as batches linger.
         """
         if may_seal and self._accumulator.lingers_not and not batch.topic.under_way:
             self._accumulator.seal(batch)
