@@ -13,7 +13,8 @@ import sys
 import time
 from typing import Any, Final, NamedTuple
 
-from bench.append import TOPIC, ChildlessProducer, know_topic
+from bench.append import PARTITIONS, TOPIC
+from bench.childless import ChildlessProducer
 from bench.data import RECORD_BYTES, json_lines
 from bench.scaling_side import Job, codec_settings
 from slabpress.errors import FlushTimeoutError
@@ -38,7 +39,7 @@ def batches_of(batch_bytes: int, codec: str) -> list[bytes]:
     settings = {"batch_size": batch_bytes, **codec_settings(codec), "workers": 1, "linger_ms": 60_000}
     producer = ChildlessProducer("nowhere:9092", buffer_memory=6 * _BYTES, **settings)
     try:
-        know_topic(producer)
+        producer.know_topic(TOPIC, PARTITIONS)
         producer.send_many(TOPIC, json_lines(records))
         arena = producer._session.arena
         descriptors = Descriptors(arena)

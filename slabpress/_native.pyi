@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from slabpress.errors import SlabpressError
-from slabpress.pipeline.batch import Batch, Delivery, DoneCallback
+from slabpress.pipeline.batch import Batch, Delivery, DoneCallback, Outcome
 from slabpress.records import Headers, Part
 
 NONE: Final[int]
@@ -71,7 +71,12 @@ class OpenBatch:
     limit: int
     closed: bool
     seal_number: int
+    outcome: Outcome | None
+    callbacks_asked: int
     def __init__(self, descriptor: int, partition: int) -> None: ...
+    def ask(self, index: int, callback: DoneCallback) -> None: ...
+    def callback_at(self, place: int) -> tuple[DoneCallback, int, int]: ...
+    def drop_callbacks(self) -> None: ...
 
 class Shares:
     def __init__(
@@ -183,7 +188,6 @@ class RecordWriter:
     batch_bytes: int
     largest_record_bytes: int
     too_large_bytes: int
-    stopped_at: int
     reserve: int
     wanted: int
     held_back: int
@@ -207,18 +211,6 @@ class RecordWriter:
         self, batch: OpenBatch, key: Part, value: Part, headers: Headers | None, timestamp_ms: int | None
     ) -> int: ...
     def seal(self, batch: OpenBatch, slab_state: int, batch_state: int, point: SealPoint) -> None: ...
-    def append_many(
-        self,
-        batches: Sequence[OpenBatch | None],
-        values: list[Part] | tuple[Part, ...],
-        keys: Sequence[Part] | None,
-        headers: Sequence[Headers | None] | None,
-        timestamps_ms: Sequence[int | None] | None,
-        start: int,
-        partition: int,
-        call: int,
-        touched: list[Any],
-    ) -> tuple[int, int, int]: ...
 
 class Source:
     taken: int
@@ -231,6 +223,22 @@ class Source:
 class LineSource(Source):
     offset: int
     def __init__(self, buffer: Any, crlf: bool, timestamp_ms: int | None) -> None: ...
+
+class ObjectSource(Source):
+    def __init__(
+        self,
+        values: Sequence[Any],
+        keys: Sequence[Any] | None,
+        headers: Sequence[Any] | None,
+        timestamps: Sequence[Any] | None,
+    ) -> None: ...
+    def go_on_with(
+        self,
+        values: Sequence[Any],
+        keys: Sequence[Any] | None,
+        headers: Sequence[Any] | None,
+        timestamps: Sequence[Any] | None,
+    ) -> None: ...
 
 class ArrowSource(Source):
     is_struct: bool

@@ -28,6 +28,11 @@ thing, the number, the limit and what to do.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class SlabpressError(Exception):
     """The root: catch this to catch everything that slabpress raises on purpose."""
@@ -81,10 +86,13 @@ class RecordError(SlabpressError):
         accepted: how many records of a send_many(), send_lines() or send_arrow() call were accepted before this one
             (0 for send()).
         byte_offset: where in send_lines()'s buffer the first line begins that was not accepted; None for the others.
+        unsent: where send_many()'s values came from an iterator: what was taken from it and not accepted, as keyword
+            arguments for another call; None for the others.
     """
 
     accepted: int = 0
     byte_offset: int | None = None
+    unsent: dict[str, Any] | None = None
 
 
 class RecordTypeError(RecordError, TypeError):

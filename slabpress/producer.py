@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -101,16 +101,17 @@ class Producer(Sends):
         topic: str,
         values: Iterable[Part],
         *,
-        keys: Sequence[Part] | None = None,
-        headers: Sequence[Headers | None] | None = None,
-        timestamps_ms: Sequence[int | None] | None = None,
+        keys: Iterable[Part] | None = None,
+        headers: Iterable[Headers | None] | None = None,
+        timestamps_ms: Iterable[int | None] | None = None,
         partition: int | None = None,
     ) -> ManyDelivery:
         """Accept many records in one call: the fast path.
 
         Args:
             topic: their topic.
-            values: one value a record; a list or a tuple is used as it is.
+            values: one value a record. A list or a tuple is used as it is; of anything else, an iterator for example,
+                1,024 are taken at a time, and those who come beside them.
             keys: None, or one key a record.
             headers: None, or one sequence of (name, value) pairs, or None, a record.
             timestamps_ms: None, or one timestamp, or None for now, a record.
@@ -121,8 +122,10 @@ class Producer(Sends):
 
         Raises:
             RecordError: a record was refused, or there was no room; ``accepted`` on the error says how many
-                records went before it and are on their way.
+                records went before it and are on their way; ``unsent``, where the values came from an iterator, what
+                was taken from it beyond those: go on with ``send_many(topic, **error.unsent)``, then with the iterator.
             ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
+            Whatever an iterator raises: what it gave before was accepted.
         """
         columns = (values, keys, headers, timestamps_ms)
         return send_many(self._sender, self._session.accumulator, topic, columns, partition, self.config.max_block_ms)

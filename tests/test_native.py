@@ -29,8 +29,10 @@ from slabpress._native import (
     STOPPED_TOO_LARGE,
     Blocks,
     Memory,
+    ObjectSource,
     OpenBatch,
     RecordWriter,
+    TopicLanes,
     Words,
     murmur2,
     partition_for_key,
@@ -59,6 +61,12 @@ def _slabs_for(records: Sequence[Record], slab_bytes: int) -> int:
     return max(2, len(encode_records(records)) // slab_bytes + 2)
 
 
+def _lanes(batches: Any) -> TopicLanes:
+    lanes = TopicLanes()
+    lanes.open = batches
+    return lanes
+
+
 def _many(
     writer: RecordWriter,
     batches: Sequence[OpenBatch | None],
@@ -66,10 +74,12 @@ def _many(
     keys: Any,
     headers: Any,
     stamps: Any,
-    start: int,
     partition: int,
 ) -> tuple[int, int, int]:
-    return writer.append_many(batches, values, keys, headers, stamps, start, partition, 1, [])
+    """How many were appended, why it stopped, and where."""
+    source = ObjectSource(values, keys, headers, stamps)
+    why, target, _ = source.append(writer, _lanes(batches), partition, 1, [])
+    return source.taken, why, target
 
 
 def _append_all(arena: Arena, records: Sequence[Record]) -> OpenBatch:
@@ -137,7 +147,7 @@ def test_append_many_is_a_loop_of_append(records: list[Record], slab_bytes: int,
         batches = [open_batch(arena, number, number) for number in range(partitions)]
         values, headers = [r.value for r in records], [r.headers for r in records]
         stamps = [r.timestamp_ms for r in records]
-        answer = _many(writer, batches, values, keys, headers, stamps, 0, -1)
+        answer = _many(writer, batches, values, keys, headers, stamps, -1)
         assert answer[:2] == (len(records), ALL_APPENDED)
         for batch, expected in zip(batches, by_partition, strict=True):
             data = bytes_of(arena, batch.first_slab, batch.bytes) if expected else b""
@@ -148,26 +158,33 @@ def test_append_many_is_a_loop_of_append(records: list[Record], slab_bytes: int,
 def test_append_many_notes_each_batch_that_a_call_writes_to_once() -> None:
     with small_arena() as arena:
         writer = make_writer(arena)
-        batches = [open_batch(arena, number, number) for number in range(3)]
+        lanes = _lanes([open_batch(arena, number, number) for number in range(3)])
         touched: list[tuple[OpenBatch, int]] = []
-        for start, partition, call, expected in (
-            (0, 1, 1, [1]),
-            (0, 1, 1, [1]),
-            (0, 2, 1, [1, 2]),
-            (2, 0, 1, [1, 2]),  # nothing to append: not touched
-            (0, 1, 2, [1, 2, 1]),
+        for values, partition, call, expected in (
+            ([b"a", b"b"], 1, 1, [1]),
+            ([b"a", b"b"], 1, 1, [1]),
+            ([b"a", b"b"], 2, 1, [1, 2]),
+            ([], 0, 1, [1, 2]),  # nothing to append: not touched
+            ([b"a", b"b"], 1, 2, [1, 2, 1]),
         ):
-            writer.append_many(batches, [b"a", b"b"], None, None, None, start, partition, call, touched)
+            ObjectSource(values, None, None, None).append(writer, lanes, partition, call, touched)
             assert [batch.partition for batch, _ in touched] == expected
         assert [first for _, first in touched] == [0, 0, 4]  # where the call's own records begin
 
 
-def test_append_many_goes_on_where_it_is_told_to() -> None:
+def test_a_call_goes_on_where_it_stopped_and_so_it_does_with_what_comes_next() -> None:
     with small_arena() as arena:
         writer, batch = make_writer(arena), open_batch(arena)
-        values = [b"a", b"b", b"c"]
-        assert _many(writer, [batch], values, None, None, [7, 7, 7], 1, 0) == (3, ALL_APPENDED, 0)
-        records = [Record(None, b"b", (), 7), Record(None, b"c", (), 7)]
+        source, expected = ObjectSource([b"a", b"b"], None, None, [7, 8]), []
+        assert source.append(writer, _lanes([None]), 0, 1, []) == (STOPPED_NOT_OPEN, 0, False)
+        assert (source.taken, source.is_done()) == (0, False)
+        for taken, value in ((2, b"c"), (3, b"d"), (4, b"")):
+            assert source.append(writer, _lanes([batch]), 0, 1, []) == (ALL_APPENDED, 0, False)
+            assert (source.taken, source.is_done()) == (taken, True)
+            source.go_on_with([value], [b"k"], [[("h", None)]], [9])
+            assert not source.is_done()
+            expected.append(Record(b"k", value, (("h", None),), 9))
+        records = [Record(None, b"a", (), 7), Record(None, b"b", (), 8), *expected[:2]]
         assert bytes_of(arena, batch.first_slab, batch.bytes) == encode_records(records)
 
 
@@ -176,29 +193,118 @@ def test_append_many_says_where_and_why_it_stopped() -> None:
         writer = make_writer(arena, batch_bytes=60, largest_record_bytes=200)
         batch, none_open = open_batch(arena), [None, None]
         value = b"x" * 40
-        assert _many(writer, [None], [b"a"], None, None, None, 0, 0) == (0, STOPPED_NOT_OPEN, 0)
+        assert _many(writer, [None], [b"a"], None, None, None, 0) == (0, STOPPED_NOT_OPEN, 0)
         key = b"foobar"
         wanted = (-790332482 & 0x7FFFFFFF) % 2
-        assert _many(writer, none_open, [b"a"], [key], None, None, 0, -1) == (0, STOPPED_NOT_OPEN, wanted)
-        assert _many(writer, [batch], [b"a"], [None], None, None, 0, -1) == (0, STOPPED_NOT_OPEN, -1)
-        assert _many(writer, [batch], [value, value], None, None, None, 0, 0) == (1, STOPPED_BATCH_FULL, 0)
+        assert _many(writer, none_open, [b"a"], [key], None, None, -1) == (0, STOPPED_NOT_OPEN, wanted)
+        source, lanes = ObjectSource([b"a", b"b"], [key, None], None, None), _lanes([None, None])
+        lanes.open[wanted] = open_batch(arena, 2)
+        lanes.sticky = 1 - wanted
+        assert source.append(writer, lanes, -1, 1, []) == (STOPPED_NOT_OPEN, 1 - wanted, True)
+        assert source.taken == 1
+        arena.slabs.mark(lanes.open[wanted].first_slab, 0)
+        assert _many(writer, [batch], [value, value], None, None, None, 0) == (1, STOPPED_BATCH_FULL, 0)
         assert batch.records == 1
         other = open_batch(arena, 1)
-        assert _many(writer, [other], [b"y" * 90], None, None, None, 0, 0) == (0, STOPPED_NO_SLAB, 0)
-        assert _many(writer, [other], [b"y" * 300], None, None, None, 0, 0) == (0, STOPPED_TOO_LARGE, 0)
+        assert _many(writer, [other], [b"y" * 90], None, None, None, 0) == (0, STOPPED_NO_SLAB, 0)
+        assert _many(writer, [other], [b"y" * 300], None, None, None, 0) == (0, STOPPED_TOO_LARGE, 0)
         assert writer.too_large_bytes == 300 + 9
         assert other.records == 0
         with pytest.raises(IndexError, match="partition 1 of 1"):
-            _many(writer, [batch], [b"a"], None, None, None, 0, 1)
+            _many(writer, [batch], [b"a"], None, None, None, 1)
 
 
-def test_append_many_says_which_record_has_a_wrong_type() -> None:
+def test_what_the_lists_hold_when_a_call_goes_on_is_what_is_sent() -> None:
+    """While a call waits for room anybody may change them: where their bytes lie is found anew."""
     with small_arena() as arena:
         writer, batch = make_writer(arena), open_batch(arena)
-        values: list[Any] = [b"a", b"b", 3, b"d"]
-        with pytest.raises(RecordTypeError, match=r"value must be bytes.* not int"):
-            _many(writer, [batch], values, None, None, None, 0, 0)
-        assert (writer.stopped_at, batch.records) == (2, 2)
+        values, keys, stamps = [b"old", b"old"], ["old", "old"], [1, 2]
+        headers = [[("old", b"old")], None]
+        source = ObjectSource(values, keys, headers, stamps)
+        assert source.append(writer, _lanes([None]), 0, 1, [])[0] == STOPPED_NOT_OPEN
+        values[0], keys[0], headers[0], stamps[0] = bytes(bytearray(b"new")), "new" + "er", [("new", b"")], 3
+        assert source.append(writer, _lanes([batch]), 0, 1, [])[0] == ALL_APPENDED
+        records = [Record(b"newer", b"new", (("new", b""),), 3), Record(b"old", b"old", (), 2)]
+        assert bytes_of(arena, batch.first_slab, batch.bytes) == encode_records(records)
+        del values[1:]
+        source.go_on_with(values, None, None, None)
+        values.clear()
+        with pytest.raises(IndexError, match="a list of 1 entries has 0: it changed during the call"):
+            source.append(writer, _lanes([batch]), 0, 1, [])
+
+
+@pytest.mark.parametrize("place", [0, 1, 63, 64, 65])
+@pytest.mark.parametrize(
+    ("column", "bad", "kind", "words"),
+    [
+        ("values", 3, RecordTypeError, r"value must be bytes.* not int"),
+        ("values", "\ud800", RecordValueError, "value is a str that UTF-8 cannot encode"),
+        ("keys", 2.5, RecordTypeError, r"key must be bytes.* not float"),
+        ("headers", [("a", 1)], RecordTypeError, "the value of header b'a' must be bytes"),
+        ("headers", [(None, b"")], RecordTypeError, "a header's name must be str or bytes, not NoneType"),
+        ("headers", "ab", RecordTypeError, "headers must be a sequence of"),
+        ("stamps", True, RecordTypeError, "timestamp_ms must be an int"),
+        ("stamps", -1, RecordValueError, "timestamp_ms is -1, outside"),
+        ("stamps", 2**63, RecordValueError, "timestamp_ms is 9223372036854775808, outside"),
+    ],
+)
+def test_all_before_a_record_that_is_refused_were_appended(
+    column: str, bad: Any, kind: type[Exception], words: str, place: int
+) -> None:
+    columns: dict[str, list[Any]] = {
+        "values": [b"%d" % n for n in range(100)],
+        "keys": [f"k{n}" for n in range(100)],
+        "headers": [[("h", b"%d" % n)] for n in range(100)],
+        "stamps": list(range(100)),
+    }
+    columns[column][place] = bad
+    with small_arena(1000, 20) as arena:
+        writer, batch = make_writer(arena), open_batch(arena)
+        source = ObjectSource(*columns.values())
+        for _ in range(2):  # whoever tries again gets the same
+            with pytest.raises(kind, match=words):
+                source.append(writer, _lanes([batch]), 0, 1, [])
+            assert (source.taken, batch.records) == (place, place)
+        records = [Record(b"k%d" % n, b"%d" % n, (("h", b"%d" % n),), n) for n in range(place)]
+        assert (bytes_of(arena, batch.first_slab, batch.bytes) if place else b"") == encode_records(records)
+
+
+class _OtherBytes(bytes):
+    pass
+
+
+def _parts() -> st.SearchStrategy[Any]:
+    """Every kind of key and value; twice those that lie where they are, so that there are runs of them."""
+    short = st.binary(max_size=40)
+    plain = short | st.text(st.characters(max_codepoint=127), max_size=40) | st.none()
+    return (
+        plain
+        | plain
+        | st.text(max_size=9).filter(_is_utf8)
+        | st.one_of(*(short.map(kind) for kind in (bytearray, memoryview, _OtherBytes)))
+    )
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+_HEADERS = st.none() | st.lists(st.tuples(st.just("h") | st.just("hä") | st.just(b"h"), _parts()), max_size=20)
+
+
+@given(
+    st.lists(st.tuples(_parts(), _parts(), _HEADERS, st.integers(0, 2**40)), min_size=1, max_size=150),
+    st.sampled_from([list, tuple]),
+)
+def test_parts_of_all_kinds_may_be_mixed_in_one_call(records: list[Any], kind: Any) -> None:
+    with small_arena(500, 800) as arena:
+        writer, batch, other = make_writer(arena), open_batch(arena), open_batch(arena, 1)
+        source = ObjectSource(*(kind(column) for column in zip(*records, strict=True)))
+        assert source.append(writer, _lanes([batch]), 0, 1, [])[0] == ALL_APPENDED
+        source.close()
+        for value, key, headers, stamp in records:
+            assert writer.append(other, key, value, headers, stamp) > 0
+        assert bytes_of(arena, batch.first_slab, batch.bytes) == bytes_of(arena, other.first_slab, other.bytes)
 
 
 def _tables(arena: Arena, batch: OpenBatch) -> list[object]:
@@ -392,7 +498,7 @@ def test_a_timestamp_of_a_wrong_type_is_refused(stamp: Any) -> None:
         with pytest.raises(RecordTypeError, match=text):
             writer.append(batch, None, b"", None, stamp)
         with pytest.raises(RecordTypeError, match=text):
-            _many(writer, [batch], [b""], None, None, [stamp], 0, 0)
+            _many(writer, [batch], [b""], None, None, [stamp], 0)
         assert batch.records == 0
 
 
@@ -420,7 +526,7 @@ def test_no_timestamp_means_now() -> None:
         writer, batch, other = make_writer(arena), open_batch(arena), open_batch(arena, 1)
         before = time.time_ns() // 1_000_000
         writer.append(batch, None, b"", None, None)
-        _many(writer, [other], [b""], None, None, None, 0, 0)
+        _many(writer, [other], [b""], None, None, None, 0)
         after = time.time_ns() // 1_000_000
         assert before <= Descriptors(arena).sealed(0).base_timestamp_ms <= after
         assert before <= Descriptors(arena).sealed(1).base_timestamp_ms <= after
@@ -461,7 +567,7 @@ def test_inputs_are_let_go_however_the_append_ends(headers: Any) -> None:
         with pytest.raises(RecordTypeError):
             writer.append(batch, key, wrong, None, None)
         with pytest.raises(RecordTypeError):
-            _many(writer, [other], [b"", wrong], [key, key], None, None, 0, 0)
+            _many(writer, [other], [b"", wrong], [key, key], None, None, 0)
         inputs.check_released()
         assert partition_for_key(key, 3) in range(3)
         inputs.check_released()
@@ -480,7 +586,7 @@ def test_a_hundred_thousand_appends_leave_no_memory_behind() -> None:
             for _ in range(each):
                 writer.append(batch, key, value, [header], None)
                 writer.append(batch, "k", None, None, 5)
-            _many(writer, [batch], [value] * 60, [key] * 60, [[header]] * 60, None, 0, -1)
+            _many(writer, [batch], [value] * 60, [key] * 60, [[header]] * 60, None, -1)
             for bad_key, bad_value, bad_headers in (
                 (wrong, b"", None),
                 (b"", wrong, None),
@@ -514,6 +620,7 @@ def test_a_hundred_thousand_appends_leave_no_memory_behind() -> None:
 
 
 _SHRINKING_KEYS = """
+from slabpress._native import ObjectSource, TopicLanes
 from tests.shm.kit import small_arena, make_writer, open_batch
 with small_arena(64, 200) as arena:
     batch, keys = open_batch(arena), [b"k%d" % n for n in range(100)]
@@ -522,15 +629,18 @@ with small_arena(64, 200) as arena:
             keys.clear()
             return iter([("a", b"b")])
     try:
-        make_writer(arena).append_many([batch], [b"v"] * 100, keys, [Pairs()] * 100, None, 0, 0, 1, [])
+        lanes = TopicLanes()
+        lanes.open = [batch]
+        ObjectSource([b"v"] * 100, keys, [Pairs()] * 100, None).append(make_writer(arena), lanes, 0, 1, [])
     except IndexError:
         pass
 """
 _NO_PARTITIONS = """
+from slabpress._native import ObjectSource, TopicLanes
 from tests.shm.kit import small_arena, make_writer
 with small_arena() as arena:
     try:
-        make_writer(arena).append_many([], [b"v"], [b"k"], None, None, 0, -1, 1, [])
+        ObjectSource([b"v"], [b"k"], None, None).append(make_writer(arena), TopicLanes(), -1, 1, [])
     except (IndexError, ValueError):
         pass
 """
@@ -551,10 +661,15 @@ with small_arena() as arena:
         pass
 """
 _SHORT_KEYS = """
+from slabpress._native import ObjectSource, TopicLanes
 from tests.shm.kit import small_arena, make_writer, open_batch
 with small_arena(64, 200) as arena:
     try:
-        make_writer(arena).append_many([open_batch(arena)], [b"v"] * 500, [], None, None, 0, 0, 1, [])
+        keys = [b"k"] * 500
+        source, lanes = ObjectSource([b"v"] * 500, keys, None, None), TopicLanes()
+        lanes.open = [open_batch(arena)]
+        del keys[:]
+        source.append(make_writer(arena), lanes, 0, 1, [])
     except IndexError:
         pass
 """
@@ -564,7 +679,7 @@ with small_arena(64, 200) as arena:
     "code",
     [
         pytest.param(_SHRINKING_KEYS, id="keys shrink during the call"),
-        pytest.param(_SHORT_KEYS, id="fewer keys than values"),
+        pytest.param(_SHORT_KEYS, id="keys that are gone"),
         pytest.param(_NO_PARTITIONS, id="no partitions"),
         pytest.param(_FAR_OFFSET, id="offset that overflows"),
         pytest.param(_FAR_START, id="start beyond the table"),
@@ -583,9 +698,9 @@ def test_a_batch_must_be_a_batch() -> None:
             writer.append(nothing, None, b"", None, None)
         text: Any = "batch"
         with pytest.raises(TypeError):
-            _many(writer, [text], [b""], None, None, None, 0, 0)
+            _many(writer, [text], [b""], None, None, None, 0)
         with pytest.raises(TypeError):
-            _many(writer, nothing, [b""], None, None, None, 0, 0)
+            _many(writer, nothing, [b""], None, None, None, 0)
 
 
 # --- partitions ---------------------------------------------------------------------------------------------
@@ -748,7 +863,7 @@ def _calls_on_memory(
     yield lambda: slabs.runs(0)
     yield lambda: slabs.count_free()
     yield lambda: writer.append(batch, b"k", b"v", None, None)
-    yield lambda: _many(writer, [batch], [b"v"], None, None, None, 0, 0)
+    yield lambda: _many(writer, [batch], [b"v"], None, None, None, 0)
     yield lambda: Words(memory, 0, 1)
     yield lambda: Blocks(memory, 0, 0, 0, 1, 8, 0)
 
@@ -778,8 +893,8 @@ class BlocksAgainstAModel(RuleBasedStateMachine):
             assert first == NONE
             return multiple()
         chain = self.blocks.chain(first)
-        assert len(chain) == wanted
-        assert chain[0] == first
+        used = {index for others, _ in self.model.values() for index in others}
+        assert chain == [index for index in range(BLOCKS) if index not in used][:wanted], "not the lowest ones"
         self.model[first] = (chain, state)
         return first
 
@@ -880,15 +995,18 @@ def test_blocks_refuse_chains_that_leave_their_table() -> None:
         Blocks(memory, 0, 12, 24, 4, 8, 0)
 
 
-def test_claims_go_round_so_that_every_block_is_used() -> None:
+def test_the_lowest_free_block_is_claimed_so_that_few_are_used_while_consumers_keep_up() -> None:
     memory = Memory(bytearray(8 * 4 + 4 * 8))
     blocks = Blocks(memory, 0, 16, 32, 4, 8, 0)
-    seen = []
-    for _ in range(8):
-        first = blocks.claim(1, 1)
-        seen.append(first)
-        blocks.mark(first, 0)
-    assert seen == [0, 1, 2, 3] * 2
+    for _ in range(3):
+        assert [blocks.claim(1, 1) for _ in range(4)] == [0, 1, 2, 3]
+        assert blocks.claim(1, 1) == NONE
+        for index, others in ((2, 0), (0, 2)):
+            blocks.mark(index, 0)
+            assert blocks.claim(1, 1) == index
+            assert blocks.chain(others) == [others]
+        for index in range(4):
+            blocks.mark(index, 0)
 
 
 @settings(max_examples=20)

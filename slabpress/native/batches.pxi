@@ -1,7 +1,15 @@
 # An open batch's write cursor, and which record of which batch a handle means.
 
+cdef struct Asked:
+    # Consecutive records that share a callback.
+    uint32_t first
+    uint32_t count
+
+
 cdef class OpenBatch:
     """The write cursor of one open batch. Subclassed in pipeline/; only RecordWriter moves it.
+
+    ``outcome`` is None until it is set, once; then no callback is asked for any more.
 
     ``limit``: it is full when the next record would take it past so many bytes, if that is less than any batch may have.
     ``seal_number``: its place in the order, 0 while open.
@@ -27,6 +35,10 @@ cdef class OpenBatch:
     cdef public uint64_t limit
     cdef readonly bint closed
     cdef readonly uint64_t seal_number
+    cdef public object outcome
+    cdef Asked *asked
+    cdef Py_ssize_t asked_room
+    cdef list callbacks  # one for each of ``asked``
 
     def __init__(self, int32_t descriptor, int32_t partition):
         self.descriptor = descriptor
@@ -45,6 +57,55 @@ cdef class OpenBatch:
         self.seal_number = 0
         self.base_timestamp = 0
         self.max_timestamp = 0
+        self.callbacks = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.asked)
+
+    @property
+    def callbacks_asked(self):
+        """How many entries ``callback_at`` has."""
+        return PyList_GET_SIZE(self.callbacks)
+
+    def ask(self, uint32_t index, callback):
+        """Take note of a callback for a record."""
+        self.take_note(index, callback)
+
+    cdef int take_note(self, uint32_t index, object callback) except -1:
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.callbacks)
+        cdef Asked *asked
+        if count > 0 and <object>PyList_GET_ITEM(self.callbacks, count - 1) is callback:
+            asked = &self.asked[count - 1]
+            if index == asked.first + asked.count:
+                asked.count += 1
+                return 0
+        if count == self.asked_room:
+            asked = <Asked *>PyMem_Realloc(self.asked, (2 * count + 8) * sizeof(Asked))
+            if asked == NULL:
+                raise MemoryError
+            self.asked = asked
+            self.asked_room = 2 * count + 8
+        self.asked[count].first = index
+        self.asked[count].count = 1
+        self.callbacks.append(callback)
+        return 0
+
+    def callback_at(self, Py_ssize_t place):
+        """A callback, the first record that it was asked for, and the one after the last of those that follow."""
+        callback = self.callbacks[place]
+        return callback, self.asked[place].first, self.asked[place].first + self.asked[place].count
+
+    def drop_callbacks(self):
+        """Forget them: they have run."""
+        self.callbacks = []
+
+    cdef int call_back(self, DeliveryHandle handle, object callback) except -1:
+        """Have a callback run on the callback thread; what the first of a batch needs is done in pipeline/."""
+        if PyList_GET_SIZE(self.callbacks) > 0 and self.outcome is None:
+            # Whoever sets the outcome looks at the callbacks after that, and the interpreter is not given away here.
+            return self.take_note(<uint32_t>handle._index, callback)
+        (<object>self).call_on_thread(handle, callback)
+        return 0
 
 
 @cython.final
@@ -65,10 +126,9 @@ cdef class DeliveryHandle:
     cdef readonly Py_ssize_t _index
     cdef public bint _looked
 
-    def __cinit__(self, OpenBatch batch=None, Py_ssize_t index=0):
+    def __init__(self, OpenBatch batch not None, Py_ssize_t index):  # not __cinit__: the fast lane fills it in itself
         self._batch = batch
         self._index = index
-        self._looked = False
 
     def done(self):
         """Whether the record was delivered or has failed."""

@@ -13,11 +13,6 @@ cdef enum:
     NOW = -1
 
 
-cdef struct Bytes:
-    const char *data
-    Py_ssize_t size  # -1 is null
-
-
 cdef class Source:
     """Records of one call, found block by block by ``fill``, and the loop that writes them.
 
@@ -29,15 +24,19 @@ cdef class Source:
 
     cdef Bytes keys[BLOCK_ROWS]
     cdef Bytes values[BLOCK_ROWS]
+    cdef Headers headers[BLOCK_ROWS]
     cdef int64_t stamps[BLOCK_ROWS]
     cdef Py_ssize_t place, filled  # in the block
-    cdef bint keyed, stamped
+    cdef bint keyed, headed, stamped
     cdef int64_t timestamp  # of every record, if there is none for each
     cdef readonly Py_ssize_t taken
 
     cdef Py_ssize_t fill(self) except -1:
         """Find the next records, at most BLOCK_ROWS; how many there are."""
         return 0
+
+    cdef void code_ran(self) noexcept:
+        """Somebody's code may have run: what was found in objects is to be found anew."""
 
     cdef bint ready(self) except -1:
         """Whether there is another record in the block; finds the next block if need be."""
@@ -65,43 +64,49 @@ cdef class Source:
         Returns:
             (why it stopped, the partition it stopped at, whether that is the sticky one).
         """
-        cdef Py_ssize_t partitions = PyList_GET_SIZE(topic.open)
+        cdef Py_ssize_t partitions = len(topic.open)
         cdef Py_ssize_t place, size, written = 0
         cdef Py_ssize_t target = partition
-        cdef Bytes key
-        cdef int64_t timestamp
-        cdef bint sticky = False
-        cdef object slot
-        key.data = NULL
-        key.size = -1
+        cdef Bytes no_key
+        cdef const Bytes *key = &no_key
+        cdef const Headers *headers = NULL
+        cdef int64_t now, timestamp
+        cdef bint sticky = partition < 0
+        cdef OpenBatch batch
+        no_key.data = NULL
+        no_key.size = -1
+        self.code_ran()  # since the last call
         while self.ready():
             # One clock reading serves a block: at 10 M records/s that is 7 microseconds of age.
-            timestamp = sp_now_ms() if self.timestamp == NOW else self.timestamp
-            for place in range(self.place, self.filled):
-                self.place = place
+            now = sp_now_ms() if self.timestamp == NOW else self.timestamp
+            while self.place < self.filled:
+                place = self.place
                 if self.keyed:
-                    key = self.keys[place]
+                    key = &self.keys[place]
                 if partition < 0:
                     sticky = key.size < 0
                     target = topic.sticky if sticky else place_of(key.data, key.size, partitions)
                 if target >= partitions:
                     raise IndexError(f"partition {target} of {partitions}")
-                slot = <object>PyList_GET_ITEM(topic.open, target)
-                if slot is None:
+                if <object>PyList_GET_ITEM(topic.open, target) is None:
                     return STOPPED_NOT_OPEN, target, sticky
-                size = writer.write(<OpenBatch?>slot, key.data, key.size, self.values[place].data,
-                                    self.values[place].size, None,
-                                    self.stamps[place] if self.stamped and self.stamps[place] != NOW else timestamp)
-                sp_prefetch(self.values[place].data + AHEAD_BYTES, min(self.values[place].size, PREFETCH_MAX))
+                batch = <OpenBatch?><object>PyList_GET_ITEM(topic.open, target)
+                if self.headed:
+                    headers = &self.headers[place]
+                timestamp = now
+                if self.stamped and self.stamps[place] != NOW:
+                    timestamp = self.stamps[place]
+                size = writer.write(batch, key, &self.values[place], headers, timestamp)
                 if size <= 0:
                     if size == 0:
                         return STOPPED_BATCH_FULL, target, sticky
                     return (STOPPED_NO_SLAB if size == -1 else STOPPED_TOO_LARGE), target, sticky
-                if (<OpenBatch>slot).last_call != call:
-                    (<OpenBatch>slot).last_call = call
-                    touched.append((slot, (<OpenBatch>slot).records - 1))
                 self.place = place + 1
                 self.taken += 1
+                if batch.last_call != call:
+                    batch.last_call = call
+                    touched.append((batch, batch.records - 1))
+                    self.code_ran()  # a tuple was made: the garbage collector may have run
                 written += size
                 if written >= RUN_BYTES:
                     return PAUSED, target, sticky
@@ -178,6 +183,7 @@ cdef class LineSource(Source):
             self.values[count].size = newline - line
             if self.crlf and newline > line and newline[-1] == c'\r':
                 self.values[count].size -= 1
+            sp_prefetch(line + AHEAD_BYTES, min(newline - line, PREFETCH_MAX))
             count += 1
             line = newline + 1 if newline < self.end else self.end
         self.cursor = line

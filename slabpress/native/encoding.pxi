@@ -8,43 +8,54 @@ cdef struct Piece:
     bint held
 
 
-cdef inline int varint_size(uint64_t zigzag) noexcept nogil:
-    cdef int size = 1
-    while zigzag >= 0x80:
-        zigzag >>= 7
-        size += 1
-    return size
+cdef struct Bytes:
+    const char *data
+    Py_ssize_t size  # -1 is null
+
+
+cdef struct Headers:
+    # A record's headers: name, value, name, value, ...
+    const Bytes *parts
+    Py_ssize_t count  # of headers
+    Py_ssize_t bytes  # encoded
 
 
 cdef inline uint64_t zigzag64(int64_t value) noexcept nogil:
     return (<uint64_t>value << 1) ^ <uint64_t>(value >> 63)
 
 
+cdef inline int size_of(int64_t value) noexcept nogil:
+    """How many bytes a varint takes."""
+    return sp_varint_size(zigzag64(value))
+
+
 cdef inline char *write_varint(char *out, int64_t value) noexcept nogil:
-    cdef uint64_t zigzag = zigzag64(value)
-    while zigzag >= 0x80:
-        out[0] = <char>(<unsigned char>((zigzag & 0x7F) | 0x80))
-        zigzag >>= 7
-        out += 1
-    out[0] = <char>(<unsigned char>zigzag)
-    return out + 1
+    return sp_put_varint(out, zigzag64(value))
 
 
-cdef inline char *write_head(char *out, uint64_t body, int64_t delta, uint32_t offset,
-                             Py_ssize_t key_size) noexcept nogil:
-    """A record from its length to its key's length."""
+cdef inline char *write_head(char *out, uint64_t body, int64_t delta, uint32_t offset) noexcept nogil:
+    """A record from its length to its offset."""
     out = write_varint(out, <int64_t>body)
     out[0] = 0  # attributes: none are defined
     out = write_varint(out + 1, delta)
-    out = write_varint(out, offset)
-    return write_varint(out, key_size)
+    return write_varint(out, offset)
 
 
-cdef inline char *write_bytes(char *out, const char *data, Py_ssize_t size) noexcept nogil:
-    if size <= 0:
+cdef inline char *write_bytes(char *out, const Bytes *part) noexcept nogil:
+    """A length and what is so long."""
+    out = write_varint(out, part.size)
+    if part.size <= 0:
         return out
-    memcpy(out, data, size)
-    return out + size
+    sp_copy(out, part.data, part.size)
+    return out + part.size
+
+
+cdef char *write_headers(char *out, const Headers *headers) noexcept nogil:
+    cdef Py_ssize_t place
+    out = write_varint(out, headers.count)
+    for place in range(2 * headers.count):
+        out = write_bytes(out, &headers.parts[place])
+    return out
 
 
 cdef inline void let_go(Piece *piece) noexcept:
@@ -134,14 +145,85 @@ cdef bytes encode_text(str text, str what):
                                f"{error.start}): pass bytes") from error
 
 
-cdef Py_ssize_t headers_size(list headers) except -1:
-    cdef Py_ssize_t size = 0, name_size, value_size
-    for name, value in headers:
-        name_size = len(name)
-        value_size = -1 if value is None else len(value)
-        size += varint_size(zigzag64(name_size)) + name_size
-        size += varint_size(zigzag64(value_size)) + max(value_size, 0)
-    return size
+cdef inline bint find_plain(object part, Bytes *found) noexcept:
+    """Find what is in bytes, ASCII text or None, which runs nobody's code; False of anything else.
+
+    It is there as long as somebody holds the object.
+    """
+    if PyBytes_CheckExact(part):
+        found.data, found.size = PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part)
+    elif part is None:
+        found.data, found.size = NULL, -1
+    elif PyUnicode_CheckExact(part) and PyUnicode_IS_COMPACT_ASCII(part):
+        found.data, found.size = <const char *>PyUnicode_DATA(part), PyUnicode_GET_LENGTH(part)
+    else:
+        return False
+    return True
+
+
+cdef object read_headers(object headers, Headers *found, Bytes *room, Py_ssize_t most):
+    """Find a record's headers.
+
+    Args:
+        headers: what the user gave, not None.
+        found: what was found, until the user's objects change.
+        room: place for parts.
+        most: how many.
+
+    Returns:
+        What must be kept as long as ``found`` is used.
+    """
+    cdef Py_ssize_t count
+    count = plain_headers(headers, room, most)
+    if count >= 0:
+        set_headers(found, room, count)
+        return None
+    return read_any_headers(headers, found)
+
+
+cdef object read_any_headers(object headers, Headers *found):
+    cdef list pairs = header_pairs(headers)
+    cdef bytearray room = bytearray(2 * len(pairs) * sizeof(Bytes))
+    cdef Bytes *parts = <Bytes *>PyByteArray_AS_STRING(room)
+    set_headers(found, parts, plain_headers(pairs, parts, 2 * len(pairs)))
+    return pairs, room
+
+
+cdef Py_ssize_t plain_headers(object headers, Bytes *room, Py_ssize_t most) noexcept:
+    """Find headers that are pairs of bytes or ASCII text; how many, or -1 if something else is among them.
+
+    It runs nobody's code: what was found is there until the next time that something may.
+    """
+    cdef PyObject **items
+    cdef PyObject **pair
+    cdef Py_ssize_t place, count
+    if not is_pair_like(headers):
+        return -1
+    count = PySequence_Fast_GET_SIZE(headers)
+    if 2 * count > most:
+        return -1
+    items = PySequence_Fast_ITEMS(headers)
+    for place in range(count):
+        if not is_pair_like(<object>items[place]) or PySequence_Fast_GET_SIZE(<object>items[place]) != 2:
+            return -1
+        pair = PySequence_Fast_ITEMS(<object>items[place])
+        if (not find_plain(<object>pair[0], &room[2 * place]) or room[2 * place].size < 0
+                or not find_plain(<object>pair[1], &room[2 * place + 1])):
+            return -1
+    return count
+
+
+cdef inline bint is_pair_like(object pair) noexcept:
+    return PyTuple_CheckExact(pair) or PyList_CheckExact(pair)
+
+
+cdef void set_headers(Headers *found, const Bytes *parts, Py_ssize_t count) noexcept:
+    cdef Py_ssize_t place
+    found.parts = parts
+    found.count = count
+    found.bytes = 0
+    for place in range(2 * count):
+        found.bytes += size_of(parts[place].size) + max(parts[place].size, 0)
 
 
 cdef uint32_t murmur2_of(const unsigned char *data, Py_ssize_t size) noexcept nogil:

@@ -154,7 +154,6 @@ cdef class Blocks:
     cdef readonly Py_ssize_t count
     cdef readonly Py_ssize_t block_bytes
     cdef uint32_t free
-    cdef Py_ssize_t cursor
 
     def __init__(self, Memory memory, Py_ssize_t states, Py_ssize_t nexts, Py_ssize_t data,
                  Py_ssize_t count, Py_ssize_t block_bytes, uint32_t free, Py_ssize_t own=0):
@@ -171,17 +170,19 @@ cdef class Blocks:
         self.block_bytes = block_bytes
         self.free = free
         self.own = own
-        self.cursor = own
 
     cdef uint32_t take(self, Py_ssize_t wanted, uint32_t state) except? 0xFFFFFFFE:
-        """Chain ``wanted`` free blocks; their first index, or C_NONE with nothing changed."""
+        """Chain ``wanted`` free blocks; their first index, or C_NONE with nothing changed.
+
+        The lowest ones: while consumers keep up the same few are used over and over, and stay in the processor's
+        caches. Going round, which takes the one unused for longest, cost 6 ns a record of 200 bytes; to look at 1,000
+        that are in use costs 2.
+        """
         cdef char *states = self.memory.at(self.states, 4 * self.count)
         cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
-        cdef Py_ssize_t step, index = self.cursor, found = 0
+        cdef Py_ssize_t index, found = 0
         cdef uint32_t first = C_NONE, last = C_NONE
-        for step in range(self.count - self.own):
-            if index >= self.count:
-                index = self.own
+        for index in range(self.own, self.count):
             if sp_load32(states + 4 * index) == self.free:
                 # A free block's next word belongs to whoever may claim, so a chain that comes out too
                 # short has changed nothing that anybody reads.
@@ -193,11 +194,9 @@ cdef class Blocks:
                 found += 1
                 if found == wanted:
                     break
-            index += 1
         if found < wanted or wanted <= 0:
             return C_NONE
         nexts[last] = C_NONE
-        self.cursor = index + 1
         self.paint(first, state)
         return first
 
@@ -303,17 +302,14 @@ cdef class Blocks:
         return parts
 
     cdef bint has_free(self, Py_ssize_t wanted) except -1:
-        """Whether so many blocks are free: looks no further than it has to, from where the next claim will."""
+        """Whether so many blocks are free: looks no further than it has to."""
         cdef char *states = self.memory.at(self.states, 4 * self.count)
-        cdef Py_ssize_t step, index = self.cursor, found = 0
-        for step in range(self.count - self.own):
+        cdef Py_ssize_t index, found = 0
+        for index in range(self.own, self.count):
             if found >= wanted:
                 break
-            if index >= self.count:
-                index = self.own
             if sp_load32(states + 4 * index) == self.free:
                 found += 1
-            index += 1
         return found >= wanted
 
     def count_free(self):
@@ -321,9 +317,5 @@ cdef class Blocks:
         return self.free_blocks()
 
     cdef Py_ssize_t free_blocks(self) except -1:
-        cdef char *states = self.memory.at(self.states, 4 * self.count)
-        cdef Py_ssize_t index, found = 0
-        for index in range(self.own, self.count):
-            if sp_load32(states + 4 * index) == self.free:
-                found += 1
-        return found
+        cdef Py_ssize_t count = self.count - self.own
+        return sp_count32(self.memory.at(self.states + 4 * self.own, 4 * count), count, self.free)

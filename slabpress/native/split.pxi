@@ -106,9 +106,9 @@ cdef tuple cut_buffer(Py_buffer *source, Py_ssize_t first, Py_ssize_t count, int
                 raise ValueError(f"record {cursor.number}: timestamp {base} + {delta} ms has more than 64 bits")
             if records == 0 or base + delta > latest:
                 latest = base + delta
-            body = head_bytes + varint_size(zigzag64(records)) + (record_end - cursor.place)
-            if varint_size(zigzag64(body)) + body > room - written:
-                raise ValueError(f"record {cursor.number} takes {varint_size(zigzag64(body)) + body} bytes, but "
+            body = head_bytes + size_of(records) + (record_end - cursor.place)
+            if size_of(body) + body > room - written:
+                raise ValueError(f"record {cursor.number} takes {size_of(body) + body} bytes, but "
                                  f"{room - written} of {room} are left in out")
             out = write_varint(out, body)
             memcpy(out, head, head_bytes)

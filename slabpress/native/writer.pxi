@@ -5,6 +5,8 @@ cdef enum:
     # memory in no cache and goes to such. Of a long record the processor sees by itself where it goes.
     WRITE_AHEAD_BYTES = 4096
     PREFETCH_MAX = 1024
+    # A record with no more headers than this needs no memory for them while it is sent.
+    HEADERS_AT_HAND = 16
 
 
 cdef class SealPoint:
@@ -66,7 +68,6 @@ cdef class RecordWriter:
     cdef readonly uint64_t batch_bytes
     cdef readonly uint64_t largest_record_bytes
     cdef readonly uint64_t too_large_bytes
-    cdef readonly Py_ssize_t stopped_at
     cdef public Py_ssize_t reserve
     cdef public Py_ssize_t wanted
     cdef public Py_ssize_t held_back
@@ -89,7 +90,6 @@ cdef class RecordWriter:
         self.batch_bytes = batch_bytes
         self.largest_record_bytes = largest_record_bytes
         self.too_large_bytes = 0
-        self.stopped_at = 0
         self.reserve = 0
         self.wanted = 0
         self.held_back = -1
@@ -111,77 +111,17 @@ cdef class RecordWriter:
             RecordValueError: the timestamp is negative or too large.
             OverflowError: the record is larger than ``largest_record_bytes``; ``too_large_bytes`` says its size.
         """
+        cdef Bytes room[2 * HEADERS_AT_HAND]
+        cdef Headers found
         cdef int64_t timestamp = read_timestamp(timestamp_ms)
         cdef Py_ssize_t size
+        kept = None
         if headers is not None:
-            headers = header_pairs(headers)
-        size = self.encode(batch, key, value, headers, timestamp)
+            kept = read_headers(headers, &found, room, 2 * HEADERS_AT_HAND)
+        size = self.encode(batch, key, value, NULL if headers is None else &found, timestamp)
         if size == -2:
             raise OverflowError(self.too_large_bytes)
         return size
-
-    @cython.boundscheck(True)  # the caller's lists may shrink while it waits for room
-    def append_many(self, list batches not None, values not None, keys, headers, timestamps_ms,
-                    Py_ssize_t start, int32_t partition, uint64_t call, list touched not None):
-        """Append records ``start`` .. len(values)-1 until one does not fit.
-
-        Args:
-            batches: the topic's open batch of each partition (None where there is none).
-            values: list or tuple of values.
-            keys: None, or a list or tuple as long as ``values``.
-            headers: None, or a list or tuple of what ``append`` takes.
-            timestamps_ms: None, or a list or tuple of what ``append`` takes.
-            start: the first record to append.
-            partition: where the records go; -1: by the key as Java's default partitioner does (every record
-                needs a key then).
-            call: a number that no other call has.
-            touched: gets every batch that this call writes to, with the index of the first record that it wrote there;
-                as the caller holds the lock, all up to the batch's last are of this call.
-
-        Returns:
-            (index of the first record that was not appended, why it stopped, the partition it stopped at).
-            A record without a key stops with STOPPED_NOT_OPEN and partition -1 where ``partition`` is -1.
-            Whatever is raised, ``stopped_at`` is the index of the record that it speaks of.
-        """
-        cdef Py_ssize_t index, count = len(values)
-        cdef Py_ssize_t partitions = PyList_GET_SIZE(batches)
-        cdef Py_ssize_t size
-        cdef int32_t target = partition
-        cdef int64_t now = -1, timestamp
-        cdef object key = None, header = None, slot
-        for index in range(start, count):
-            self.stopped_at = index
-            if keys is not None:
-                key = keys[index]
-            if partition < 0:
-                if key is None:
-                    return index, STOPPED_NOT_OPEN, -1
-                target = partition_of(key, partitions)
-            if target >= partitions:
-                raise IndexError(f"partition {target} of {partitions}")
-            slot = <object>PyList_GET_ITEM(batches, target)
-            if slot is None:
-                return index, STOPPED_NOT_OPEN, target
-            if timestamps_ms is None:
-                # One clock reading serves 64 records: at 10 M records/s that is 7 microseconds of age.
-                if now < 0 or (index & 63) == 0:
-                    now = sp_now_ms()
-                timestamp = now
-            else:
-                timestamp = read_timestamp(timestamps_ms[index])
-            if headers is not None:
-                header = headers[index]
-                if header is not None:
-                    header = header_pairs(header)
-            size = self.encode(<OpenBatch?>slot, key, values[index], header, timestamp)
-            if size <= 0:
-                if size == 0:
-                    return index, STOPPED_BATCH_FULL, target
-                return index, (STOPPED_NO_SLAB if size == -1 else STOPPED_TOO_LARGE), target
-            if (<OpenBatch>slot).last_call != call:
-                (<OpenBatch>slot).last_call = call
-                touched.append((slot, (<OpenBatch>slot).records - 1))
-        return count, ALL_APPENDED, target
 
     def seal(self, OpenBatch batch not None, uint32_t slab_state, uint32_t batch_state, SealPoint point not None):
         """Close a batch that has records to more of them and publish it, in one step that no signal handler splits.
@@ -203,29 +143,32 @@ cdef class RecordWriter:
         sp_store32(point.states.word(batch.descriptor), batch_state)
         sp_store64(point.tail.at(point.tail_at, 8), tail + 1)
 
-    cdef Py_ssize_t encode(self, OpenBatch batch, object key, object value, list headers,
+    cdef Py_ssize_t encode(self, OpenBatch batch, object key, object value, const Headers *headers,
                            int64_t timestamp) except -3:
         """Encode one record of objects at the batch's cursor; see ``write``."""
         cdef Piece key_piece, value_piece
+        cdef Bytes key_bytes, value_bytes
         key_piece.held = False
         value_piece.held = False
         try:
             grab(key, &key_piece, "key")
             grab(value, &value_piece, "value")
-            return self.write(batch, key_piece.data, key_piece.size, value_piece.data, value_piece.size, headers,
-                              timestamp)
+            key_bytes.data, key_bytes.size = key_piece.data, key_piece.size
+            value_bytes.data, value_bytes.size = value_piece.data, value_piece.size
+            return self.write(batch, &key_bytes, &value_bytes, headers, timestamp)
         finally:
             let_go(&key_piece)
             let_go(&value_piece)
 
     @cython.final
-    cdef Py_ssize_t write(self, OpenBatch batch, const char *key, Py_ssize_t key_size, const char *value,
-                          Py_ssize_t value_size, list headers, int64_t timestamp) except -3:
-        """Write one record at the batch's cursor: its size, or 0 full, -1 no slab, -2 too large. Size -1 is null."""
+    cdef Py_ssize_t write(self, OpenBatch batch, const Bytes *key, const Bytes *value, const Headers *headers,
+                          int64_t timestamp) except -3:
+        """Write one record at the batch's cursor: its size, or 0 full, -1 no slab, -2 too large.
+
+        It runs nobody's code: what is found in objects stays where it is. Without headers ``headers`` may be NULL.
+        """
         cdef int64_t delta = 0
         cdef uint64_t body, total
-        cdef Py_ssize_t header_bytes = 0
-        cdef char small[48]
         cdef char *end
         if self.memory.base == NULL:
             raise ValueError("the arena was released")  # the cursor would point nowhere
@@ -234,15 +177,12 @@ cdef class RecordWriter:
         if batch.fields == NULL:
             batch.fields = self.memory.at(
                 self.descriptors + <Py_ssize_t>batch.descriptor * self.descriptor_bytes, self.descriptor_bytes)
-        if headers is not None:
-            header_bytes = headers_size(headers)
         if batch.records > 0:
             delta = timestamp - batch.base_timestamp
-        body = (1 + varint_size(zigzag64(delta)) + varint_size(zigzag64(batch.records))
-                + varint_size(zigzag64(key_size)) + max(key_size, 0)
-                + varint_size(zigzag64(value_size)) + max(value_size, 0)
-                + varint_size(zigzag64(len(headers) if headers is not None else 0)) + header_bytes)
-        total = varint_size(zigzag64(<int64_t>body)) + body
+        body = (1 + size_of(delta) + size_of(batch.records) + size_of(key.size) + max(key.size, 0)
+                + size_of(value.size) + max(value.size, 0))
+        body += 1 if headers == NULL else size_of(headers.count) + headers.bytes
+        total = size_of(<int64_t>body) + body
         if total > self.largest_record_bytes:
             self.too_large_bytes = total
             return -2
@@ -251,43 +191,41 @@ cdef class RecordWriter:
         if <Py_ssize_t>total > batch.room and not self.extend(batch, <Py_ssize_t>total):
             return -1
 
-        if headers is None and <Py_ssize_t>total <= batch.room:
+        if <Py_ssize_t>total <= batch.room:
             # Nearly every record: within one slab, at the cursor, with nothing that can fail.
-            end = write_head(batch.position, body, delta, batch.records, key_size)
-            end = write_bytes(end, key, key_size)
-            end = write_varint(end, value_size)
-            end = write_bytes(end, value, value_size)
-            end[0] = 0  # no headers
+            end = write_head(batch.position, body, delta, batch.records)
+            end = write_bytes(end, key)
+            end = write_bytes(end, value)
+            if headers == NULL:
+                end[0] = 0
+            else:
+                write_headers(end, headers)
             batch.position += total
             batch.room -= total
             if batch.room > WRITE_AHEAD_BYTES:  # beyond is somebody else's slab
                 sp_prefetch_to_write(batch.position + WRITE_AHEAD_BYTES, min(<int64_t>total, PREFETCH_MAX))
         else:
-            end = write_head(small, body, delta, batch.records, key_size)
-            self.put(batch, small, end - small)
-            self.put(batch, key, key_size)
-            self.put(batch, small, write_varint(small, value_size) - small)
-            self.put(batch, value, value_size)
-            self.put_headers(batch, headers)
+            self.put_record(batch, body, delta, key, value, headers)
         self.commit(batch, timestamp, total)
         return <Py_ssize_t>total
 
-    cdef int put_headers(self, OpenBatch batch, list headers) except -1:
-        cdef char small[16]
-        cdef Piece piece
-        piece.held = False
-        if headers is None:
-            headers = []
-        self.put(batch, small, write_varint(small, len(headers)) - small)
-        for name, value in headers:
-            # header_pairs has made every part bytes or None: nothing here can fail or hold a buffer.
-            grab(name, &piece, "header name")
-            self.put(batch, small, write_varint(small, piece.size) - small)
-            self.put(batch, piece.data, piece.size)
-            grab(value, &piece, "header value")
-            self.put(batch, small, write_varint(small, piece.size) - small)
-            self.put(batch, piece.data, piece.size)
+    cdef int put_record(self, OpenBatch batch, uint64_t body, int64_t delta, const Bytes *key, const Bytes *value,
+                        const Headers *headers) except -1:
+        """Write a record that goes on in the next slab."""
+        cdef char small[48]
+        cdef Py_ssize_t place, count = 0 if headers == NULL else headers.count
+        self.put(batch, small, write_head(small, body, delta, batch.records) - small)
+        self.put_bytes(batch, key)
+        self.put_bytes(batch, value)
+        self.put(batch, small, write_varint(small, count) - small)
+        for place in range(2 * count):
+            self.put_bytes(batch, &headers.parts[place])
         return 0
+
+    cdef int put_bytes(self, OpenBatch batch, const Bytes *part) except -1:
+        cdef char small[16]
+        self.put(batch, small, write_varint(small, part.size) - small)
+        return self.put(batch, part.data, part.size)
 
     cdef bint extend(self, OpenBatch batch, Py_ssize_t total) except -1:
         """Chain enough slabs to hold ``total`` more bytes; False, with nothing changed, if there are none for it."""

@@ -7,6 +7,7 @@ or as long as somebody keeps a handle, whichever is longer; a dropped handle cos
 from __future__ import annotations
 
 import bisect
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from slabpress.pipeline.topics import Topic
 
 __all__ = ["Batch", "Delivery", "DeliveryHandle", "DoneCallback", "ManyDelivery", "Outcome", "Piece", "Span", "Watch"]
+
+logger = logging.getLogger("slabpress")
 
 
 class Delivery(NamedTuple):
@@ -144,16 +147,13 @@ class Batch(OpenBatch):
         finished: its callbacks have run as well, and its descriptor is free.
         era: the watch's era when it failed.
         seen: how many of its records' failures were looked at.
-        callbacks: (record's index, callback) for those who asked.
     """
 
     __slots__ = (
-        "callbacks",
         "created_ns",
         "era",
         "failed",
         "finished",
-        "outcome",
         "pieces",
         "seen",
         "topic",
@@ -171,7 +171,6 @@ class Batch(OpenBatch):
         self.era = -1
         self.failed = 0
         self.seen = 0
-        self.callbacks: list[tuple[int, DoneCallback]] | None = None
 
     def resolve_piece(self, records: int, outcome: Outcome) -> None:
         """Take note of what became of the next records of a split batch."""
@@ -269,9 +268,7 @@ class Batch(OpenBatch):
         with self.watch.changed:
             if self.outcome is not None:
                 return False
-            if self.callbacks is None:
-                self.callbacks = []
-            self.callbacks.append((index, callback))
+            self.ask(index, callback)
             return True
 
     def describe(self, handle: DeliveryHandle) -> str:
@@ -335,9 +332,7 @@ class ManyDelivery:
 
 def run_callback(callback: DoneCallback, handle: DeliveryHandle) -> None:
     """Run a user's callback; what it raises is logged."""
-    import logging
-
     try:
         callback(handle)
     except Exception:
-        logging.getLogger("slabpress").exception("a delivery callback raised")
+        logger.exception("a delivery callback raised")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
 
 from slabpress._native import (
     ALL_APPENDED,
@@ -12,20 +12,23 @@ from slabpress._native import (
     STOPPED_BATCH_FULL,
     STOPPED_NOT_OPEN,
     STOPPED_TOO_LARGE,
+    ObjectSource,
     RecordWriter,
 )
 from slabpress.errors import RecordError, RecordTypeError
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch, ManyDelivery, Span
+from slabpress.pipeline.iterators import RecordIterator
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.topics import Topic
 from slabpress.records import Headers, Part
 
 Column = list[Any] | tuple[Any, ...]
+_BESIDE: Final = ("keys", "headers", "timestamps_ms")
 
 
 class RecordSource(Protocol):
-    """Where the records of a call come from: ``Lists`` here, lines and Arrow data in native code."""
+    """Where the records of a call come from: objects, lines or Arrow data, all in native code."""
 
     @property
     def taken(self) -> int:
@@ -151,89 +154,66 @@ class Many:
         spans.append((first, batch.records))
 
 
-class Lists:
-    """Values, keys, headers and timestamps as Python has them, one each a record.
-
-    Args:
-        values, keys, headers, timestamps: equally long; all but the values may be None.
-
-    Attributes:
-        taken: how many records were appended.
-    """
-
-    def __init__(self, values: Column, keys: Column | None, headers: Column | None, timestamps: Column | None) -> None:
-        self._columns = values, keys, headers, timestamps
-        self.taken = 0
-
-    def is_done(self) -> bool:
-        """Whether every record was appended."""
-        return self.taken >= len(self._columns[0])
-
-    def append(
-        self, writer: RecordWriter, topic: Topic, partition: int, call: int, touched: list[tuple[Batch, int]]
-    ) -> tuple[int, int, bool]:
-        """Append until something stops it; a record without a key among keyed ones goes to the sticky partition."""
-        values, keys, headers, timestamps = self._columns
-        sticky = partition < 0 and keys is None
-        target = topic.sticky if sticky else partition
-        while True:
-            try:
-                self.taken, why, at_partition = writer.append_many(
-                    topic.open, values, keys, headers, timestamps, self.taken, target, call, touched
-                )
-            except RecordError:
-                self.taken = writer.stopped_at
-                raise
-            if at_partition >= 0 or why == ALL_APPENDED:
-                return why, at_partition, sticky
-            why = self._append_keyless(writer, topic, call, touched)
-            if why != ALL_APPENDED:
-                return why, topic.sticky, True
-
-    def _append_keyless(self, writer: RecordWriter, topic: Topic, call: int, touched: list[tuple[Batch, int]]) -> int:
-        values, _, headers, timestamps = (column and column[self.taken : self.taken + 1] for column in self._columns)
-        assert values is not None  # noqa: S101 - only the others may be
-        appended, why, _ = writer.append_many(
-            topic.open, values, None, headers, timestamps, 0, topic.sticky, call, touched
-        )
-        self.taken += appended
-        return why
-
-
 def send_many(
     sender: Sender,
     accumulator: Accumulator,
     topic_name: str,
-    columns: tuple[Iterable[Part], Sequence[Part] | None, Sequence[Headers | None] | None, Sequence[int | None] | None],
+    columns: tuple[Iterable[Part], Iterable[Part] | None, Iterable[Headers | None] | None, Iterable[int | None] | None],
     partition: int | None,
     max_block_ms: int,
 ) -> ManyDelivery:
     """Append many records; see ``Producer.send_many``."""
     sender.check_usable()
-    values = _column("values", columns[0])
-    lists = Lists(
-        values,
-        _parallel("keys", columns[1], values),
-        _parallel("headers", columns[2], values),
-        _parallel("timestamps_ms", columns[3], values),
-    )
-    many = Many(sender, accumulator, topic_name, partition, lists)
-    many.run(max_block_ms)
-    return many.delivery()
+    values = columns[0]
+    iterator = None
+    if isinstance(values, list | tuple):
+        source = ObjectSource(
+            values, *(_parallel(*column, values) for column in zip(_BESIDE, columns[1:], strict=True))
+        )
+    else:
+        names = ("values", *_BESIDE)
+        iterator = RecordIterator({name: _iterable(name, column) for name, column in zip(names, columns, strict=True)})
+        source = ObjectSource([], None, None, None)
+    many = Many(sender, accumulator, topic_name, partition, source)
+    try:
+        if iterator is None:
+            many.run(max_block_ms)
+        else:
+            _run_blocks(many, source, iterator, max_block_ms)
+        return many.delivery()
+    finally:
+        source.close()
 
 
-def _column(name: str, column: Iterable[Any]) -> Column:
-    if isinstance(column, list | tuple):
-        return column
+def _run_blocks(many: Many, source: ObjectSource, iterator: RecordIterator, max_block_ms: int) -> None:
+    """Append block after block. The iterators run without the producer's lock: they may send, and take their time."""
+    try:
+        while iterator.take():
+            block = iterator.block
+            source.go_on_with(block["values"] or [], *(block[name] for name in _BESIDE))
+            many.run(max_block_ms)
+        if source.taken == 0:
+            many.run(max_block_ms)  # whatever is wrong with the topic is said for no records as well
+    except RecordError as error:
+        error.accepted = source.taken
+        error.unsent = iterator.unsent(source.taken)
+        raise
+
+
+def _iterable(name: str, column: Iterable[Any] | None) -> Iterable[Any] | None:
+    """A column that has one entry a record."""
+    if column is None and name in _BESIDE:
+        return None
     if isinstance(column, str | bytes | bytearray | memoryview) or not isinstance(column, Iterable):
         raise RecordTypeError(f"{name} must be a sequence with one entry a record, not {type(column).__name__}")
-    return list(column)
+    return column
 
 
 def _parallel(name: str, column: Iterable[Any] | None, values: Column) -> Column | None:
+    column = _iterable(name, column)
     if column is None:
         return None
-    checked = _column(name, column)
+    checked = column if isinstance(column, list | tuple) else list(column)
     if len(checked) != len(values):
         raise RecordTypeError(f"{name} has {len(checked)} entries for {len(values)} values: one each")
     return checked

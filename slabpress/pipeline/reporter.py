@@ -93,7 +93,7 @@ class Reporter:
             for batch, outcome in outcomes:
                 batch.resolve(outcome)
                 self._watch.count(batch, outcome)
-                if batch.callbacks is None and self._on_delivery is None:
+                if batch.callbacks_asked == 0 and self._on_delivery is None:
                     quiet.append(batch)
                 else:
                     self._queue.put(batch)
@@ -124,15 +124,14 @@ class Reporter:
 
     def _call_back(self, batch: Batch) -> None:
         error: SlabpressError | None = batch.outcome.error if batch.outcome else None
-        for index, callback in batch.callbacks or ():
-            run_guarded(callback, DeliveryHandle(batch, index))
+        for place in range(batch.callbacks_asked):
+            _run_for_each(batch, *batch.callback_at(place))
         if self._on_delivery is not None:
-            for index in range(batch.records):
-                run_guarded(self._on_delivery, DeliveryHandle(batch, index))
+            _run_for_each(batch, self._on_delivery, 0, batch.records)
             if error is not None:
                 with self._watch.changed:
                     self._watch.count_seen(batch, batch.failed)
-        batch.callbacks = None
+        batch.drop_callbacks()
 
     def _finish(self, batches: list[Batch]) -> None:
         if not batches:
@@ -142,6 +141,11 @@ class Reporter:
             for batch in batches:
                 batch.finished = True
             self._watch.changed.notify_all()
+
+
+def _run_for_each(batch: Batch, callback: DoneCallback, first: int, after: int) -> None:
+    for index in range(first, after):
+        run_guarded(callback, DeliveryHandle(batch, index))
 
 
 def run_guarded(callback: DoneCallback, handle: DeliveryHandle) -> None:

@@ -11,6 +11,7 @@ A record that is refused on this way has left nothing behind.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -48,6 +49,7 @@ class Sender:
         lock: the producer's lock: guards the accumulator, the topics and the line.
         fast_lane: the native way of records that need not wait.
         lookup: finds topics.
+        next_turn_s: when the coordinator's thread, which sleeps, will look around by itself, in monotonic seconds.
         refusal: makes the error that every call gets once the producer is closed, broken or forked; None
             while it is usable.
     """
@@ -66,6 +68,7 @@ class Sender:
         self.line = RoomLine(lock, accumulator.must_wait)
         self._turns = self.line.turns
         self.fast_lane = FastLane(lock, accumulator.writer, topics.known)
+        self.next_turn_s = math.inf
         self.refusal: Callable[[], SlabpressError] | None = None
         self._max_block_ms = config.max_block_ms
         self._buffer_memory = config.buffer_memory
@@ -182,14 +185,17 @@ class Sender:
         the way of every record that comes alone. Of those that come faster than acknowledgements only the first goes
         like this; the rest gather until the coordinator comes by.
 
-        Otherwise the coordinator is rung, whose linger timer was off, for the only open batch's first record. Not when
-        a batch is opened: one that finds no slab is dropped again, and whoever waits in line would be called, open one
-        and ring for ever (95 % of a core while acknowledgements were stopped).
+        Otherwise the coordinator is rung for the only open batch's first record, if it would sleep past its linger
+        time. Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line would be
+        called, open one and ring for ever (95 % of a core while acknowledgements were stopped). And not for every
+        batch: a ring is 20 us, with the interpreter handed over and back; it looks around as often as batches linger.
         """
         if may_seal and self._accumulator.lingers_not and not batch.topic.under_way:
             self._accumulator.seal(batch)
         elif self._accumulator.lingering == 1:
-            self._control.wake(COORDINATOR)
+            due_ns = self._accumulator.next_linger_ns()
+            if due_ns is not None and due_ns < self.next_turn_s * 1e9:
+                self._control.wake(COORDINATOR)
 
     def open_batch(self, topic: Topic, partition: int | None) -> Batch | None:
         """The partition's open batch, opened if need be; None while no descriptor is free.

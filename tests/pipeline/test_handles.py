@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,7 +14,7 @@ from slabpress.pipeline.reporter import Reporter, outcome_of
 from slabpress.pipeline.topics import Topic
 from slabpress.results import EXPIRED_SENT, EXPIRED_UNSENT, PROTOCOL
 from slabpress.shm.descriptors import Result
-from tests.pipeline.instant import WATCHDOG_S
+from tests.pipeline.instant import WATCHDOG_S, Rig, until
 from tests.shm.kit import make_writer, small_arena
 
 
@@ -200,6 +200,45 @@ def test_on_delivery_gets_every_record_of_every_batch_in_order() -> None:
     assert reporter.stop(WATCHDOG_S)
     assert calls == [(offset + index, True) for offset in (100, 200) for index in range(3)]
     assert not reporter.in_callback()
+
+
+def test_one_callback_for_many_records_takes_one_note(desk: _Desk) -> None:
+    batch, calls = desk.batch(100), []
+
+    def ask(callback: Callable[[DeliveryHandle], object], *indices: int) -> None:
+        for index in indices:
+            DeliveryHandle(batch, index).add_done_callback(callback)
+
+    def same(handle: DeliveryHandle) -> None:
+        calls.append(handle._index)
+
+    ask(same, *range(90), 95, 96)
+    assert batch.callbacks_asked == 2
+    for index in range(96, 100):
+        ask(lambda handle: calls.append(1000 + handle._index), index)
+    ask(same, 97)
+    assert batch.callbacks_asked == 7
+    desk.deliver(batch)
+    assert desk.reporter.stop(WATCHDOG_S)
+    assert calls == [*range(90), 95, 96, 1096, 1097, 1098, 1099, 97]
+    assert batch.callbacks_asked == 0
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_every_record_has_its_callback_run_once_whenever_it_is_delivered(same: bool) -> None:
+    """While it is sent, its batch may be sealed, delivered, and its callbacks may run."""
+    calls: list[tuple[int | None, str]] = []
+
+    def note(handle: DeliveryHandle) -> None:
+        calls.append((handle.result().offset, threading.current_thread().name))
+
+    with Rig({"t": 1}) as rig:
+        for _ in range(3000):
+            rig.send("t", b"v" * 20, on_delivery=note if same else lambda handle: note(handle))
+        rig.flush()
+        until(lambda: len(calls) >= 3000)
+    assert sorted(offset for offset, _ in calls if offset is not None) == list(range(3000))
+    assert {thread for _, thread in calls} == {"slabpress-callbacks"}
 
 
 def test_a_reporter_whose_callback_hangs_says_that_it_did_not_end(desk: _Desk) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -71,6 +71,89 @@ def test_values_may_come_from_any_iterable(make: Callable[[list[bytes]], Any]) -
     with Rig({"t": 1}) as rig:
         assert rig.send_many("t", make(values)).result(WATCHDOG_S) == 500
         assert rig.pipeline.values("t", 0) == values
+
+
+@pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 5000])
+def test_an_iterator_is_taken_a_block_at_a_time_and_so_is_what_comes_beside_it(count: int) -> None:
+    taken: list[int] = []
+    with Rig({"t": 1}) as rig:
+
+        def values() -> Iterator[bytes]:
+            for number in range(count):
+                taken.append(number)
+                assert number < rig.session.accumulator.records_accepted() + 1024, "more than a block ahead"
+                yield b"%d" % number
+
+        keys = [b"k%d" % number for number in range(count)]
+        stamps = iter(range(count))
+        many = rig.send_many("t", values(), keys=keys, timestamps_ms=stamps, partition=0)
+        assert many.result(WATCHDOG_S) == many.accepted == count
+        found = [record for batch in rig.pipeline.batches for record in batch.records]
+    assert taken == list(range(count))
+    assert [(r.value, r.key, r.timestamp_ms) for r in found] == [(b"%d" % n, b"k%d" % n, n) for n in range(count)]
+
+
+@pytest.mark.parametrize("place", [0, 5, 1023, 1024, 2500])
+def test_of_an_iterator_nothing_is_lost_when_a_record_is_refused(place: int) -> None:
+    entries: list[Any] = [b"%d" % number for number in range(3000)]
+    entries[place] = 3.5
+    values, keys = iter(entries), (b"k%d" % number for number in range(3000))
+    with Rig({"t": 1}) as rig:
+        with pytest.raises(RecordTypeError) as caught:
+            rig.send_many("t", values, keys=keys, partition=0)
+        assert caught.value.accepted == place
+        unsent = caught.value.unsent
+        assert unsent is not None
+        assert unsent["values"][0] == 3.5
+        unsent["values"][0] = b"mended"
+        rig.send_many("t", partition=0, **unsent)
+        rig.send_many("t", values, keys=keys, partition=0)
+        rig.flush()
+        entries[place] = b"mended"
+        found = [(record.key, record.value) for batch in rig.pipeline.batches for record in batch.records]
+        assert found == [(b"k%d" % number, value) for number, value in enumerate(entries)]
+
+
+@pytest.mark.parametrize("place", [0, 700, 1024, 1500])
+@pytest.mark.parametrize("at_fault", ["values", "keys", "headers"])
+def test_what_an_iterator_raises_comes_after_what_it_gave(place: int, at_fault: str) -> None:
+    def entries(make: Callable[[int], Any], *, fails: bool) -> Iterator[Any]:
+        for number in range(place if fails else 2000):
+            yield make(number)
+        raise LookupError("mine")
+
+    makers: dict[str, Callable[[int], Any]] = {"values": b"%d".__mod__, "keys": b"k%d".__mod__, "headers": lambda _: []}
+    columns = {name: entries(make, fails=name == at_fault) for name, make in makers.items()}
+    with Rig({"t": 1}) as rig:
+        with pytest.raises(LookupError, match="mine"):
+            rig.send_many("t", partition=0, **columns)
+        rig.flush()
+        assert rig.pipeline.values("t", 0) == [b"%d" % number for number in range(place)]
+
+
+@pytest.mark.parametrize(("values", "keys"), [(1500, 1400), (1400, 1500), (1024, 1000), (1024, 1025), (0, 1)])
+def test_an_iterators_columns_must_be_equally_long(values: int, keys: int) -> None:
+    less, more = ("values", "keys") if values < keys else ("keys", "values")
+    with Rig({"t": 1}) as rig:
+        with pytest.raises(
+            RecordTypeError, match=f"{less} has {min(values, keys)} entries and {more} has more"
+        ) as caught:
+            rig.send_many("t", iter([b"v"] * values), keys=iter([b"k"] * keys), partition=0)
+        assert caught.value.accepted == min(values, keys)
+        rig.flush()
+        assert len(rig.pipeline.values("t", 0)) == min(values, keys)
+
+
+def test_an_iterator_may_send_by_itself() -> None:
+    with Rig({"t": 1, "u": 1}) as rig:
+
+        def send_on(value: bytes) -> bytes:
+            rig.send("u", value)
+            return value
+
+        rig.send_many("t", map(send_on, [b"a", b"b"]))
+        rig.flush()
+        assert rig.pipeline.values("t", 0) == rig.pipeline.values("u", 0) == [b"a", b"b"]
 
 
 def test_nothing_to_send_is_done_at_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import threading
 import time
@@ -25,7 +26,7 @@ from slabpress.errors import (
 from slabpress.pipeline.batch import DeliveryHandle
 from slabpress.shm.control import COORDINATOR
 from slabpress.shm.states import FREE, SLAB_SEALED
-from tests.pipeline.instant import WATCHDOG_S, Parts, Rig, parts
+from tests.pipeline.instant import WATCHDOG_S, Parts, Rig, parts, until
 from tests.support.reference_batch import Record, java_partition
 
 
@@ -190,6 +191,78 @@ def test_every_part_of_a_record_arrives() -> None:
             )
         rig.flush()
         assert [record for batch in rig.pipeline.batches for record in batch.records] == sent
+
+
+@pytest.mark.parametrize("value", [b"bytes", "text", "täxt", bytearray(b"held")])
+def test_a_record_goes_the_fast_way_unless_somebody_holds_the_lock(value: Any) -> None:
+    with parts(linger_ms=60_000) as rig:
+        rig.topic("t", 1)
+        rig.send(b"first")
+        lane = rig.sender.fast_lane
+        with rig.lock:
+            assert lane.append("t", value, None, None, None, None) is None
+        assert lane.append("t", value, None, None, None, None) is not None
+        taken, give_back = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with rig.lock:
+                taken.set()
+                give_back.wait(WATCHDOG_S)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert taken.wait(WATCHDOG_S)
+        assert lane.append("t", value, None, None, None, None) is None
+        give_back.set()
+        thread.join(WATCHDOG_S)
+        assert lane.append("t", value, "key", [("h", "v")], 0, 5) is not None
+
+
+def test_headers_that_close_the_fast_way_while_they_are_read_are_obeyed() -> None:
+    with parts(linger_ms=60_000) as rig:
+        rig.topic("t", 1)
+        rig.send(b"first")
+        lane = rig.sender.fast_lane
+
+        class Closing(list[Any]):
+            def __iter__(self) -> Any:
+                lane.closed = True
+                return iter([("a", b"b")])
+
+        assert lane.append("t", b"v", None, Closing(), None, None) is None
+
+
+def test_records_sent_in_turn_to_two_topics_by_two_names_each_go_where_they_should() -> None:
+    with Rig({"one": 1, "two": 1}) as rig:
+        for number in range(100):
+            for name in ("one", "two", "".join(["o", "ne"]), "".join(["t", "wo"])):
+                rig.send(name, b"%d %s" % (number, name.encode()))
+        rig.flush()
+        for name in ("one", "two"):
+            expected = [b"%d %s" % (number, name.encode()) for number in range(100) for _ in range(2)]
+            assert rig.pipeline.values(name, 0) == expected
+
+
+@pytest.mark.parametrize("partition", [-1, 2, 2**40, 2**70, -(2**70)])
+def test_a_partition_out_of_range_is_refused_with_an_open_batch_too(partition: int) -> None:
+    with parts(max_block_ms=0, linger_ms=60_000) as rig:
+        rig.topic("t", 2)
+        rig.send(b"first", partition=0)
+        with pytest.raises(SlabpressError, match=str(partition)):
+            rig.send(b"v", partition=partition)
+
+
+def test_a_timestamp_of_now_is_never_older_than_a_fraction_of_a_millisecond() -> None:
+    with Rig({"t": 1}) as rig:
+        for _ in range(5):
+            before = time.time_ns()
+            handles = [rig.send("t", b"v") for _ in range(50)]
+            after = time.time_ns()
+            rig.flush()
+            stamps = [record.timestamp_ms for record in rig.pipeline.batches[-1].records]
+            assert handles[-1].done()
+            assert (before - 100_000) // 1_000_000 <= min(stamps)
+            assert max(stamps) <= after // 1_000_000
 
 
 def test_a_record_larger_than_max_request_size_is_refused_with_both_sizes_and_harms_no_neighbour() -> None:
@@ -383,6 +456,35 @@ def test_without_linger_a_call_of_many_records_fills_its_batches() -> None:
         assert len(sealed) == 2
         assert min(sealed) >= 9  # of 10 that have room
         rig.accumulator.seal_all()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_coordinator_is_rung_for_a_batch_only_if_it_would_sleep_past_its_linger_time(many: bool) -> None:
+    with parts(linger_ms=60_000) as rig:
+        rig.topic("t", 3)
+        rig.control.lie_down(COORDINATOR)
+        for partition, turn_in_s, is_rung in ((0, 30.0, False), (1, 90.0, True), (2, 0.0, False)):
+            rig.sender.next_turn_s = time.monotonic() + turn_in_s
+            rig.send_many([b"a"], partition=partition) if many else rig.send(b"a", partition=partition)
+            assert _is_rung(rig) == is_rung
+            rig.control.bells[COORDINATOR].drain()
+            rig.accumulator.seal_all()
+
+
+def test_a_coordinator_that_is_about_to_sleep_is_rung() -> None:
+    """It has said that it sleeps, and does not know for how long yet."""
+    with Rig({"t": 1}, linger_ms=60_000) as rig:
+        rig.send("t", b"a")
+        rested, rest = [], rig.session.rest
+
+        def look() -> float | None:
+            rested.append(rig.sender.next_turn_s)
+            return rest()
+
+        rig.session.rest = look  # type: ignore[method-assign]
+        rig.coordinator.control.bells[COORDINATOR].ring()
+        until(lambda: bool(rested) and rig.sender.next_turn_s < math.inf)
+        assert rested == [math.inf] * len(rested)
 
 
 @pytest.mark.parametrize("many", [False, True])
