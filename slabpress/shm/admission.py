@@ -274,9 +274,12 @@ class Admission:
         """
         arena, descriptors = self._arena, self._descriptors
         outputs = {block for index in orphans for block in arena.outputs.chain(descriptors.output(index).first_output)}
-        for block in arena.output_states.find_all(owned(OUTPUT_FILLING, dead_worker)):
-            if block not in outputs:
-                arena.output_states.store(block, OUTPUT_FREE)
+        # Chains count from the first block of what is sent: in a direct arena the slabs come before. Those must not be
+        # looked at here: an OPEN slab has the word of a buffer that worker 0 fills.
+        before = arena.payload_states.count - arena.output_states.count
+        for place in arena.output_states.find_all(owned(OUTPUT_FILLING, dead_worker)):
+            if before + place not in outputs:
+                arena.output_states.store(place, OUTPUT_FREE)
         slabs = {block for index in orphans for block in arena.slabs.chain(descriptors.sealed(index).first_slab)}
         for block in arena.slab_states.find_all(owned(SLAB_COMPRESSING, dead_worker)):
             if block not in slabs:

@@ -43,6 +43,8 @@ PID_AT: Final = 8
 class Deaths(RuleBasedStateMachine):
     """Steps of everybody in any order, any of whom may die in the middle."""
 
+    direct = False
+
     def __init__(self) -> None:
         super().__init__()
         self._open = contextlib.ExitStack()
@@ -54,7 +56,9 @@ class Deaths(RuleBasedStateMachine):
 
     @initialize(batch_bytes=LIMITS)
     def begin(self, batch_bytes: int) -> None:
-        bench = idempotent_bench(batch_bytes=batch_bytes, partitions=PARTITIONS, workers=WORKERS)
+        bench = idempotent_bench(
+            batch_bytes=batch_bytes, partitions=PARTITIONS, workers=WORKERS, direct=self.direct
+        )
         self.all = self._open.enter_context(bench)
         self.job = MortalJob(self.all.bench)
         for slot in self.all.bench.control.workers:
@@ -223,5 +227,13 @@ class Deaths(RuleBasedStateMachine):
             self.all.bench.check_conservation(somebody_is_dead=True)
 
 
+class DeathsInADirectArena(Deaths):
+    """Batches are sent from their slabs: those that the job has sealed, and those that the drain seals for it."""
+
+    direct = True
+
+
 Deaths.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
+DeathsInADirectArena.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
 TestDeaths = Deaths.TestCase
+TestDeathsInADirectArena = DeathsInADirectArena.TestCase

@@ -41,6 +41,8 @@ SEALS: Final = st.lists(st.tuples(PLACES, st.integers(1, 4)), min_size=1, max_si
 class ExactlyOnce(RuleBasedStateMachine):
     """Steps of everybody, in any order, and what may go wrong between them."""
 
+    direct = False
+
     def __init__(self) -> None:
         super().__init__()
         self._open = contextlib.ExitStack()
@@ -49,7 +51,9 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @initialize(start=STARTS, batch_bytes=LIMITS, seals=SEALS, well=st.integers(0, 4))
     def begin(self, start: tuple[int, int] | None, batch_bytes: int, seals: list[tuple[int, int]], well: int) -> None:
-        bench = idempotent_bench(batch_bytes=batch_bytes, brokers=BROKERS, partitions=PARTITIONS)
+        bench = idempotent_bench(
+            batch_bytes=batch_bytes, brokers=BROKERS, partitions=PARTITIONS, direct=self.direct
+        )
         self.all = self._open.enter_context(bench)
         if start is not None:
             self.all.start_at(*start)
@@ -202,8 +206,16 @@ class ExactlyOnce(RuleBasedStateMachine):
             self.all.bench.check_conservation(somebody_is_dead=self.all.network is None)
 
 
+class ExactlyOnceFromSlabs(ExactlyOnce):
+    """In a direct arena: what is on the wire, and sent again, are the slabs."""
+
+    direct = True
+
+
 ExactlyOnce.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
+ExactlyOnceFromSlabs.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
 TestExactlyOnce = ExactlyOnce.TestCase
+TestExactlyOnceFromSlabs = ExactlyOnceFromSlabs.TestCase
 
 
 # --- what the model is for, and what it leaves out ----------------------------------------------------------

@@ -28,10 +28,20 @@ SCENES: Final = {
 }
 
 
+# Each test of this module runs with both kinds of arena; there are many scenes a test, so it is no argument of each.
+_KIND: Final = {"direct": False}
+
+
+@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["compressing", "direct"])
+def kind(request: pytest.FixtureRequest) -> None:
+    """The kind of arena."""
+    _KIND["direct"] = request.param
+
+
 @contextlib.contextmanager
 def scene(values: list[bytes], answers: int) -> Iterator[SplitBench]:
     """A bench whose batch is READY after so many answers."""
-    with split_bench(LIMIT) as bench:
+    with split_bench(LIMIT, **_KIND) as bench:
         bench.seal(values)
         for _ in range(answers):
             make_ready(bench)
@@ -70,14 +80,14 @@ def go_on(bench: SplitBench, *, died: bool) -> None:
     bench.heir().batches.take_over()
     bench.check_conservation()
     # What is free may be another batch's by now.
-    bench.scribble_on_free_outputs()
+    bench.scribble_on_free_blocks()
     bench.run(checking=True)
     bench.check_told()
     bench.check_all_free()
 
 
 def undisturbed(values: list[bytes]) -> list[Arrival]:
-    with split_bench(LIMIT) as bench:
+    with split_bench(LIMIT, **_KIND) as bench:
         bench.seal(values)
         bench.run()
         return bench.broker.arrivals
@@ -144,7 +154,7 @@ def test_killed_before_any_store_of_an_expiry_no_record_is_lost(answers: int) ->
 
 def test_a_successor_follows_a_split_batch_that_is_older_than_the_ring() -> None:
     """One partition's batch is being split while so many of another's come and go that its entry is used again."""
-    with split_bench(LIMIT, batches=4) as bench:
+    with split_bench(LIMIT, batches=4, **_KIND) as bench:
         bench.seal(ALIKE)
         make_ready(bench)
         step(bench.network)

@@ -114,14 +114,16 @@ def mortal(arena: Arena, life: Life) -> Any:
     """The arena as a process with this life changes it."""
     real = arena
     stand_in: Any = _Mortal(life, real)
-    geometry, layout = real.geometry, real.layout
+    layout = real.layout
     stand_in.memory = _MortalStores(life, real.memory)
-    for name in ("batch_states", "slab_states", "output_states", "seal_ring"):
+    for name in ("batch_states", "slab_states", "output_states", "payload_states", "seal_ring"):
         setattr(stand_in, name, _MortalStores(life, getattr(real, name)))
-    slab_nexts = Words(real.memory, layout.slab_nexts, geometry.slab_count)
-    output_nexts = Words(real.memory, layout.output_nexts, geometry.output_count)
+    slab_nexts = Words(real.memory, layout.slab_nexts, real.slabs.count)
+    # What is sent: slabs and output buffers in a direct arena.
+    nexts = layout.slab_nexts if real.is_direct else layout.output_nexts
+    payload_nexts = Words(real.memory, nexts, real.outputs.count)
     stand_in.slabs = _MortalBlocks(life, real.slabs, real.slab_states, slab_nexts, OUTPUT_FREE)
-    stand_in.outputs = _MortalBlocks(life, real.outputs, real.output_states, output_nexts, OUTPUT_FREE)
+    stand_in.outputs = _MortalBlocks(life, real.outputs, real.payload_states, payload_nexts, OUTPUT_FREE)
     return stand_in
 
 

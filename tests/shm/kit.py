@@ -24,6 +24,7 @@ from slabpress.shm.states import (
     SEALED,
     SLAB_FREE,
     SLAB_OPEN,
+    SLAB_READY,
     SLAB_SEALED,
 )
 
@@ -38,11 +39,18 @@ def small_geometry(
     batches: int | None = None,
     topics: int = 2,
     partitions: int = 4,
+    *,
+    direct: bool = False,
 ) -> Geometry:
-    """A geometry of exactly these counts; slabs may be far smaller than settings allow."""
+    """A geometry of exactly these counts; slabs may be far smaller than settings allow.
+
+    In a direct arena all output buffers are for pieces.
+    """
     outputs = slabs if outputs is None else outputs
     batches = slabs + outputs if batches is None else batches
     geometry = Geometry(0, slab_bytes, slabs, slab_bytes, outputs, batches, topics, partitions)
+    if direct:
+        geometry = geometry._replace(split_outputs=outputs, is_direct=1)
     return geometry._replace(arena_bytes=layout_of(geometry).end)
 
 
@@ -54,9 +62,11 @@ def small_arena(
     batches: int | None = None,
     topics: int = 2,
     partitions: int = 4,
+    *,
+    direct: bool = False,
 ) -> Iterator[Arena]:
     """An arena of exactly these counts, closed at the end."""
-    arena = Arena.create(small_geometry(slab_bytes, slabs, outputs, batches, topics, partitions))
+    arena = Arena.create(small_geometry(slab_bytes, slabs, outputs, batches, topics, partitions, direct=direct))
     try:
         yield arena
     finally:
@@ -89,6 +99,23 @@ def open_batch(arena: Arena, descriptor: int = 0, partition: int = 0, created_ns
     return OpenBatch(descriptor, partition)
 
 
+def publish_seal(arena: Arena, descriptors: Descriptors, batch: OpenBatch) -> int:
+    """Publish a batch that has records, store by store as ``Accumulator.seal``; its seal number.
+
+    The stores after the first are those of the native seal (native/writer.pxi), in its order: that one cannot be
+    stopped in between, nor could it be asked to leave the arena to a process that dies.
+    """
+    tail, index = arena.seal_tail, batch.descriptor
+    if arena.is_direct:
+        descriptors.set_slabs_as_output(index)
+    descriptors.set_seal_number(index, tail + 1)
+    arena.slabs.mark(batch.first_slab, SLAB_READY if arena.is_direct else SLAB_SEALED)
+    arena.seal_ring.store(tail % arena.geometry.seal_ring_entries, index)
+    arena.batch_states.store(index, READY if arena.is_direct else SEALED)
+    arena.memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
+    return tail + 1
+
+
 def bytes_of(arena: Arena, first_slab: int, length: int) -> bytes:
     """What a chain of slabs holds."""
     return b"".join(arena.slabs.views(first_slab, length))
@@ -112,7 +139,7 @@ class SealingCoordinator:
         if self.writer.append(batch, None, value, None, 0) <= 0:
             arena.batch_states.store(index, FREE)
             return None
-        self._publish(index, batch)
+        publish_seal(arena, self.descriptors, batch)
         return index, bytes_of(arena, batch.first_slab, batch.bytes)
 
     def seal_full(self, values: Iterator[bytes], batch_bytes: int, partition: int = 0) -> int:
@@ -127,17 +154,8 @@ class SealingCoordinator:
                 break
             if size <= 0:
                 raise ValueError(f"no slab is left for batch {index} of {batch_bytes} bytes")
-        self._publish(index, batch)
+        publish_seal(arena, self.descriptors, batch)
         return index
-
-    def _publish(self, index: int, batch: OpenBatch) -> None:
-        arena = self.arena
-        tail = arena.seal_tail
-        self.descriptors.set_seal_number(index, tail + 1)
-        arena.slabs.mark(batch.first_slab, SLAB_SEALED)
-        arena.seal_ring.store(tail % arena.geometry.seal_ring_entries, index)
-        arena.batch_states.store(index, SEALED)
-        arena.memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
 
     def scribble_on_free_slabs(self) -> None:
         """Write over everything that is said to be free, as the next records would."""

@@ -41,6 +41,8 @@ SIZES: Final = st.lists(st.integers(0, 50), min_size=1, max_size=18) | st.lists(
 class SplitsAgainstAModel(RuleBasedStateMachine):
     """Who holds what is read from the states; what becomes of the records, from what was sealed."""
 
+    direct = False
+
     def __init__(self) -> None:
         super().__init__()
         self._open = contextlib.ExitStack()
@@ -50,9 +52,10 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
                 workers=WORKERS,
                 split_outputs=SPLIT_OUTPUTS,
                 slab_bytes=BLOCK,
-                slabs=12,
-                outputs=OUTPUTS,
+                slabs=12 if not self.direct else 12 + OUTPUTS - SPLIT_OUTPUTS,
+                outputs=OUTPUTS if not self.direct else SPLIT_OUTPUTS,
                 partitions=PARTITIONS,
+                direct=self.direct,
             )
         )
         self.held: dict[int, int] = {}
@@ -182,7 +185,8 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
         orphans = sum(self.bench.descriptors.worker(index) == ORPHAN for index in states.find_all(COMPRESSING))
         head, index = arena.seal_head, arena.sealed_at(arena.seal_head)
         is_sealed = states.load(index) == SEALED and self.bench.descriptors.seal_number(index) == head + 1
-        return arena.memory.load_u64(at.ORPHANS_AT) != orphans or not (head == arena.seal_tail or is_sealed)
+        head_is_right = arena.is_direct or head == arena.seal_tail or is_sealed
+        return arena.memory.load_u64(at.ORPHANS_AT) != orphans or not head_is_right
 
     def take(self, worker: int) -> None:
         admission, loose = self.bench.workers[worker].admission, self._has_loose_ends()
@@ -223,8 +227,7 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
         worker = min(self.dead)
         Admission(self.bench.arena, SUPERVISOR).recover(worker)
         self.dead.discard(worker)
-        self.bench.coordinator.scribble_on_free_slabs()
-        self.bench.scribble_on_free_outputs()
+        self.bench.scribble_on_free_blocks()
 
     # The network process.
 
@@ -238,13 +241,13 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
     def answer(self, which: int) -> None:
         batch, result = self.on_the_wire.pop(which % len(self.on_the_wire))
         self.bench.network.answer(batch, result)
-        self.bench.scribble_on_free_outputs()
+        self.bench.scribble_on_free_blocks()
 
     @precondition(lambda self: not self.network_is_dead and self._sendable(self.bench.network))
     @rule()
     def expire(self) -> None:
         self.bench.network.expire(self._sendable(self.bench.network)[0])
-        self.bench.scribble_on_free_outputs()
+        self.bench.scribble_on_free_blocks()
 
     @precondition(lambda self: not self.network_is_dead)
     @rule(life=st.integers(0, 30), what=st.sampled_from(["take over", "send", "answer", "expire"]), soon=st.booleans())
@@ -276,12 +279,20 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
     def succeed(self) -> None:
         self.bench.heir().batches.take_over()
         self.network_is_dead = False
-        self.bench.scribble_on_free_outputs()
+        self.bench.scribble_on_free_blocks()
 
     @invariant()
     def every_block_has_one_owner(self) -> None:
         self.bench.check_conservation(somebody_is_dead=bool(self.dead) or self.network_is_dead)
 
 
+class SplitsInADirectArena(SplitsAgainstAModel):
+    """Batches are sent from their slabs, and workers make pieces only."""
+
+    direct = True
+
+
 SplitsAgainstAModel.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
+SplitsInADirectArena.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
 TestSplitsAgainstAModel = SplitsAgainstAModel.TestCase
+TestSplitsInADirectArena = SplitsInADirectArena.TestCase

@@ -226,11 +226,26 @@ class IdempotentBench:
 
 @contextlib.contextmanager
 def idempotent_bench(
-    *, batch_bytes: int = 1 << 20, brokers: int = 3, partitions: int = 2, workers: int = 1, fierce: bool = False
+    *,
+    batch_bytes: int = 1 << 20,
+    brokers: int = 3,
+    partitions: int = 2,
+    workers: int = 1,
+    fierce: bool = False,
+    direct: bool = False,
 ) -> Iterator[IdempotentBench]:
     """A bench on a small arena, closed at the end."""
+    # Of as many batches in either kind: what is sent from its slabs holds them for as long as others hold buffers.
+    slabs, outputs = (44, 4) if direct else (24, 24)
     with split_bench(
-        0, workers=workers, slab_bytes=64, slabs=24, outputs=24, split_outputs=4, partitions=partitions
+        0,
+        workers=workers,
+        slab_bytes=64,
+        slabs=slabs,
+        outputs=outputs,
+        split_outputs=4,
+        partitions=partitions,
+        direct=direct,
     ) as bench:
         made = IdempotentBench(bench, ModelCluster(brokers, partitions, batch_bytes, fierce=fierce))
         try:

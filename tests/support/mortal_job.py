@@ -1,6 +1,7 @@
 """A job that dies between any two of its stores: what accumulator and session do to an arena, store by store.
 
-``seal`` has the order of stores of the native one (native/writer.pxi), which cannot be stopped in between.
+``seal`` makes the stores of the accumulator's, in its order (``publish_seal``): those of the native one, which cannot be
+stopped in between, and in a direct arena the one before them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from typing import Final
 
 from slabpress._native import OpenBatch
 from slabpress.results import DELIVERED
-from slabpress.shm import layout as at
-from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.splits import Splits
-from slabpress.shm.states import DONE, FREE, OPEN, OVERSIZE, PARTIAL, REPORTING, SEALED, SLAB_SEALED
-from tests.shm.faults import Life, mortal
+from slabpress.shm.states import DONE, FREE, OPEN, OVERSIZE, PARTIAL, REPORTING
+from tests.shm.faults import Life, MortalDescriptors, mortal
+from tests.shm.kit import publish_seal
 from tests.support.split_bench import SplitBench
 
 _STAMP: Final = 1_700_000_000_000
@@ -36,7 +36,7 @@ class MortalJob:
         self.failed = 0
         self._bench = bench
         self._arena = mortal(bench.arena, self.life)
-        self._descriptors = Descriptors(self._arena)
+        self._descriptors = MortalDescriptors(self.life, self._arena, bench.arena)
         self._splits = Splits(self._arena)
         self._open: dict[int, OpenBatch] = {}
 
@@ -61,16 +61,10 @@ class MortalJob:
         batch = self._open.pop(partition, None)
         if batch is None:
             return
-        arena = self._arena
         if batch.records == 0:
-            arena.batch_states.store(batch.descriptor, FREE)
+            self._arena.batch_states.store(batch.descriptor, FREE)
             return
-        tail = self._bench.arena.seal_tail
-        self._descriptors.set_seal_number(batch.descriptor, tail + 1)
-        arena.slabs.mark(batch.first_slab, SLAB_SEALED)
-        arena.seal_ring.store(tail % arena.geometry.seal_ring_entries, batch.descriptor)
-        arena.batch_states.store(batch.descriptor, SEALED)
-        arena.memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
+        publish_seal(self._arena, self._descriptors, batch)
 
     def take_results(self) -> None:
         """Take in what has come in: pieces of split batches, then batches that are DONE."""

@@ -13,28 +13,37 @@ from typing import Final, NamedTuple
 
 from slabpress._native import NONE
 from slabpress.results import DELIVERED
-from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import Control
 from slabpress.shm.descriptors import Descriptors, Result
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
+    BATCH_STATES,
     COMPRESSING,
     DONE,
     FREE,
     IN_FLIGHT,
+    OPEN,
+    OUTPUT_FILLING,
+    OUTPUT_IN_FLIGHT,
+    OUTPUT_READY,
+    OUTPUT_STATES,
     OVERSIZE,
     PARTIAL,
     READY,
     SEALED,
+    SLAB_COMPRESSING,
+    SLAB_IN_FLIGHT,
+    SLAB_READY,
     SLAB_SEALED,
+    SLAB_STATES,
     STATE_MASK,
 )
 from slabpress.shm.topics import TopicTable
 from slabpress.workers.codecs import Codec, make_codec
 from slabpress.workers.compressor import Compressor
 from tests.shm.faults import Life, MortalDescriptors, mortal
-from tests.shm.kit import SealingCoordinator, open_batch, small_geometry
+from tests.shm.kit import SealingCoordinator, open_batch, publish_seal, small_geometry
 from tests.support.limited_broker import TOPIC, LimitedBroker, Network
 
 # No test needs more than some hundred.
@@ -104,14 +113,9 @@ class SplitBench:
                 arena.slabs.mark(batch.first_slab, FREE)
                 arena.batch_states.store(index, FREE)
                 return None
-        tail = arena.seal_tail
-        self.descriptors.set_seal_number(index, tail + 1)
-        arena.slabs.mark(batch.first_slab, SLAB_SEALED)
-        arena.seal_ring.store(tail % arena.geometry.seal_ring_entries, index)
-        arena.batch_states.store(index, SEALED)
-        arena.memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
-        self.sealed[tail + 1] = list(values)
-        self.partition_of[tail + 1] = partition
+        number = publish_seal(arena, self.descriptors, batch)
+        self.sealed[number] = list(values)
+        self.partition_of[number] = partition
         return index
 
     def take_results(self) -> bool:
@@ -189,21 +193,56 @@ class SplitBench:
         """Law 2: every block belongs to one batch or is free; what a dead process held may be nobody's until then."""
         arena, descriptors, states = self.arena, self.descriptors, self.arena.batch_states
         slabs: list[int] = []
-        outputs: list[int] = []
+        payload: list[int] = []
         for index in range(states.count):
             state, own = states.load(index), set[int]()
-            if state in (SEALED, COMPRESSING):
+            if state in (OPEN, SEALED, COMPRESSING):
                 slabs += arena.slabs.chain(descriptors.sealed(index).first_slab)
             if state in (COMPRESSING, READY, IN_FLIGHT):
                 own.update(arena.outputs.chain(descriptors.output(index).first_output))
             if state in (COMPRESSING, READY, IN_FLIGHT, OVERSIZE, PARTIAL):
                 own.update(arena.outputs.chain(self.splits.get(index).source))
-            outputs += own
-        for held, table in ((slabs, arena.slab_states), (outputs, arena.output_states)):
+            payload += own
+            if not somebody_is_dead:
+                self._check_states(index)
+        # In a direct arena the payload's table goes on where the slabs' ends, and knows both.
+        tables = [(slabs + payload, arena.payload_states)]
+        if not arena.is_direct:
+            tables = [(slabs, arena.slab_states), (payload, arena.output_states)]
+        for held, table in tables:
             used = {block for block in range(table.count) if table.load(block) & STATE_MASK != FREE}
             assert len(set(held)) == len(held), "a block belongs to two batches"
             assert set(held) <= used, "a block that a batch holds is free"
             assert somebody_is_dead or set(held) == used, "a block is neither free nor anybody's"
+        self._check_tallies()
+
+    def _check_states(self, index: int) -> None:
+        """While all live, a batch's blocks are in the state that its own says; a source is READY until its end."""
+        arena, state = self.arena, self.arena.batch_states.load(index)
+        expected = {COMPRESSING: OUTPUT_FILLING, READY: OUTPUT_READY, IN_FLIGHT: OUTPUT_IN_FLIGHT}
+        source = self.splits.get(index).source
+        if state in expected:
+            found = {
+                arena.payload_states.load(block) & STATE_MASK
+                for block in arena.outputs.chain(self.descriptors.output(index).first_output)
+            }
+            assert found == {expected[state]}, f"batch {index}, {BATCH_STATES[state]}, has blocks in states {found}"
+        if state in (*expected, OVERSIZE, PARTIAL) and source != NONE:
+            found = {arena.payload_states.load(block) for block in arena.outputs.chain(source)}
+            assert found == {OUTPUT_READY}, f"the source of batch {index}, {BATCH_STATES[state]}, is in {found}"
+
+    def _check_tallies(self) -> None:
+        """Every word of the tables is one of a state that there is for it."""
+        arena = self.arena
+        never = (SLAB_SEALED, SLAB_COMPRESSING) if arena.is_direct else (SLAB_READY, SLAB_IN_FLIGHT)
+        for table, count, names in (
+            (arena.slab_states, arena.geometry.slab_count, SLAB_STATES),
+            (arena.output_states, arena.geometry.output_count, OUTPUT_STATES),
+        ):
+            tally = table.tally(len(names))
+            assert sum(tally) == count, f"{tally} of {count}"
+        slabs = arena.slab_states.tally(len(SLAB_STATES))
+        assert not any(slabs[state] for state in never), f"slabs in states that this arena has not: {slabs}"
 
     def check_all_free(self) -> None:
         """Everything was given back."""
@@ -212,8 +251,9 @@ class SplitBench:
         assert arena.slabs.count_free() == arena.geometry.slab_count
         assert arena.outputs.count_free() == arena.geometry.output_count
 
-    def scribble_on_free_outputs(self) -> None:
-        """Write over every output buffer that is said to be free, as the next batch would."""
+    def scribble_on_free_blocks(self) -> None:
+        """Write over every slab and output buffer that is said to be free, as the next batches would."""
+        self.coordinator.scribble_on_free_slabs()
         arena = self.arena
         free = arena.outputs.count_free()
         first = arena.outputs.claim(free, FREE)
@@ -234,10 +274,13 @@ def split_bench(
     outputs: int | None = None,
     batches: int | None = None,
     partitions: int = 4,
+    direct: bool = False,
 ) -> Iterator[SplitBench]:
     """A bench on an arena of exactly these counts (``small_geometry``), closed at the end."""
-    geometry = small_geometry(slab_bytes, slabs, outputs, batches, partitions=partitions)
-    arena = Arena.create(geometry._replace(split_outputs=split_outputs))
+    geometry = small_geometry(slab_bytes, slabs, outputs, batches, partitions=partitions, direct=direct)
+    if not direct:
+        geometry = geometry._replace(split_outputs=split_outputs)
+    arena = Arena.create(geometry)
     bench = SplitBench(arena, limit, workers, codec)
     try:
         yield bench
