@@ -187,7 +187,11 @@ class FakeBroker:
         with connection, connection.makefile("rb") as stream:
             try:
                 while len(size := stream.read(4)) == 4:
-                    answer = self._answer(stream.read(int.from_bytes(size, "big")), number)
+                    length = int.from_bytes(size, "big")
+                    frame = stream.read(length)
+                    if len(frame) < length:
+                        return  # cut amid a request
+                    answer = self._answer(frame, number)
                     if answer == b"":
                         return
                     if answer is not None:

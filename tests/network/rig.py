@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self
 
-from slabpress._native import OpenBatch, RecordWriter
+from slabpress._native import NONE, OpenBatch, RecordWriter
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
@@ -34,13 +34,12 @@ from slabpress.shm.states import (
     OUTPUT_READY,
     PROCESS_RUNNING,
     READY,
-    SEALED,
     SLAB_COMPRESSING,
     SLAB_FREE,
     SLAB_OPEN,
-    SLAB_SEALED,
 )
 from slabpress.shm.topics import TopicTable
+from tests.shm.kit import publish_seal
 
 SETTINGS: Final[dict[str, Any]] = {
     "client_id": "rig",
@@ -91,6 +90,7 @@ class Rig:
         delivery: the arena's settings, over DELIVERY.
         settings: the process's settings, over SETTINGS.
         slabs, slab_bytes: the arena's geometry.
+        direct: batches are sent from their slabs; those that would be output buffers are slabs, but for an eighth.
         start: whether to start the network process at once.
     """
 
@@ -103,12 +103,15 @@ class Rig:
         slabs: int = 64,
         slab_bytes: int = 16 * 1024,
         partitions: int = 64,
+        direct: bool = False,
         start: bool = True,
     ) -> None:
         servers = bootstrap.split(",") if isinstance(bootstrap, str) else list(bootstrap)
         self._settings = {**SETTINGS, **(settings or {}), "bootstrap_servers": servers}
         self._delivery = {**DELIVERY, **(delivery or {})}
         geometry = at.plan_geometry(arena_bytes(slabs, slab_bytes), slab_bytes, 32, partitions)
+        if direct:
+            geometry = at.make_direct(geometry, geometry.output_count // 8)
         self.arena = Arena.create(geometry)
         self.control = Control.create(1)
         self.topics = TopicTable(self.arena)
@@ -244,12 +247,7 @@ class Rig:
         batch = OpenBatch(index, partition)
         for record in records:
             assert self._writer.append(batch, record.key, record.value, None, record.timestamp_ms) > 0
-        arena.slabs.mark(batch.first_slab, SLAB_SEALED)
-        tail = arena.seal_tail
-        self.descriptors.set_seal_number(index, tail + 1)
-        arena.batch_states.store(index, SEALED)
-        arena.seal_ring.store(tail % arena.geometry.seal_ring_entries, index)
-        arena.memory.store_u64(at.SEAL_TAIL_AT, tail + 1)
+        publish_seal(arena, self.descriptors, batch)
         return index
 
     def done(self, index: int) -> bool:
@@ -268,14 +266,36 @@ class Rig:
         return self.arena.memory.load_u64(at.NETWORK_COUNTERS_AT + 8 * at.NETWORK_COUNTERS.index(name))
 
     def outputs_are_free(self) -> bool:
-        """Whether no output buffer is held (law 2)."""
-        return self.arena.outputs.count_free() == self.arena.geometry.output_count
+        """Whether nothing of what is sent is held: no output buffer, nor slab (law 2)."""
+        geometry = self.arena.geometry
+        return (
+            self.arena.outputs.count_free() == geometry.output_count
+            and self.arena.slabs.count_free() == geometry.slab_count
+        )
+
+    def scribble_on_what_is_free(self) -> None:
+        """Write over every block that is said to be free, as the next records, or the next batch, would."""
+        arena = self.arena
+        for blocks, claimed in ((arena.slabs, SLAB_OPEN), (arena.outputs, OUTPUT_FILLING)):
+            free = blocks.count_free()
+            first = blocks.claim(free, claimed)
+            if first != NONE:
+                for view in blocks.views(first, free * blocks.block_bytes):
+                    view[:] = b"\xff" * len(view)
+                blocks.mark(first, FREE)
 
     # The worker.
 
     def compress(self, index: int, *, codec: int = 0, payload: bytes | None = None) -> None:
-        """Make a sealed batch READY, with the records as they are or with this payload."""
+        """Make a sealed batch READY, with the records as they are or with this payload.
+
+        In a direct arena it is READY as it is.
+        """
         arena = self.arena
+        if arena.is_direct:
+            assert (codec, payload) == (0, None), "nothing is compressed in a direct arena"
+            self.control.wake(NETWORK)
+            return
         sealed = self.descriptors.sealed(index)
         raw = b"".join(arena.slabs.views(sealed.first_slab, sealed.raw_bytes))
         data = raw if payload is None else payload
@@ -302,7 +322,7 @@ class Rig:
 
     def is_free(self, output: int) -> bool:
         """Whether one output buffer is free."""
-        return self.arena.output_states.load(output) == OUTPUT_FREE
+        return self.arena.payload_states.load(output) == OUTPUT_FREE
 
 
 @contextlib.contextmanager

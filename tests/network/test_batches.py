@@ -18,9 +18,10 @@ from tests.support.reference_batch import decode_batch
 SUCCESS = Outcome(0, base_offset=5)
 
 
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    with Rig("127.0.0.1:9", start=False, slabs=8, slab_bytes=4096) as rig:
+@pytest.fixture(params=[False, True], ids=["compressing", "direct"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """An arena of either kind."""
+    with Rig("127.0.0.1:9", start=False, slabs=8, slab_bytes=4096, direct=request.param) as rig:
         yield rig
 
 
@@ -80,6 +81,8 @@ def test_follows_round_the_ring_many_times(rig: Rig, batches: ArenaBatches) -> N
 
 @pytest.mark.parametrize("codec", range(5))
 def test_header_is_that_of_a_version_2_batch(rig: Rig, batches: ArenaBatches, codec: int) -> None:
+    if rig.arena.is_direct:
+        codec = 0
     index = rig.seal("t", 3, [Record(b"a" * 5000, b"k", OLD_TIMESTAMP_MS), Record(b"b", None, OLD_TIMESTAMP_MS - 9)])
     rig.compress(index, codec=codec, payload=None if codec == 0 else b"z" * 5000)
     [batch] = batches.follow()
@@ -103,13 +106,13 @@ def test_states_of_a_try_and_a_retry(rig: Rig, batches: ArenaBatches) -> None:
         batches.start(batch)
         assert batches.attempts(batch) == attempt
         assert rig.arena.batch_states.load(batch.index) == IN_FLIGHT
-        assert {rig.arena.output_states.load(output) for output in outputs} == {OUTPUT_IN_FLIGHT}
+        assert {rig.arena.payload_states.load(output) for output in outputs} == {OUTPUT_IN_FLIGHT}
         batches.put_back(batch)
         assert rig.arena.batch_states.load(batch.index) == READY
-        assert {rig.arena.output_states.load(output) for output in outputs} == {OUTPUT_READY}
+        assert {rig.arena.payload_states.load(output) for output in outputs} == {OUTPUT_READY}
     assert rig.counter("retries") == 2
     batches.finish(batch, SUCCESS)
-    assert {rig.arena.output_states.load(output) for output in outputs} == {OUTPUT_FREE}
+    assert {rig.arena.payload_states.load(output) for output in outputs} == {OUTPUT_FREE}
     assert rig.result(batch.index).base_offset == 5
 
 

@@ -35,6 +35,7 @@ NOT_LEADER = 6
 MESSAGE_TOO_LARGE = 10
 INVALID_RECORD = 87
 ID = UUID("00000000-0000-0000-0000-0000000000ab")
+both_kinds = pytest.mark.parametrize("direct", [False, True], ids=["compressing", "direct"])
 
 
 def read(bootstrap: str, topic: str, partition: int, count: int) -> list[bytes | None]:
@@ -200,9 +201,10 @@ def test_metadata_is_asked_again_when_it_is_old(fake: FakeBroker) -> None:
         rig.until(lambda: rig.topics.answer(index).answers >= 4, "four answers")
 
 
+@both_kinds
 @pytest.mark.parametrize("code", [NOT_LEADER, 3, 7, 19])
-def test_retriable_errors_are_retried_and_keep_the_order(mock: MockCluster, code: int) -> None:
-    with Rig(mock.bootstrap_servers) as rig:
+def test_retriable_errors_are_retried_and_keep_the_order(mock: MockCluster, code: int, direct: bool) -> None:
+    with Rig(mock.bootstrap_servers, direct=direct) as rig:
         rig.know("t")
         mock.push_request_errors(PRODUCE, [code, code, code])
         sealed = [rig.send("t", 0, b"%d" % n) for n in range(5)]
@@ -363,21 +365,25 @@ def test_delivery_timeout_before_any_try(fake: FakeBroker) -> None:
         assert rig.outputs_are_free()
 
 
-def test_delivery_timeout_waits_for_what_is_on_the_wire(fake: FakeBroker) -> None:
+@both_kinds
+def test_delivery_timeout_waits_for_what_is_on_the_wire(fake: FakeBroker, direct: bool) -> None:
     """Law 7: no buffer is freed by a timer; what is in flight ends with the request timeout."""
     fake.silent = True
     limits = {"request_timeout_ms": 700}
-    with Rig(fake.address, delivery={"delivery_timeout_ms": 200}, settings=limits) as rig:
+    with Rig(fake.address, delivery={"delivery_timeout_ms": 200}, settings=limits, direct=direct) as rig:
         rig.know("t")
         started = time.monotonic()
         index = rig.send("t", 0, b"x")
+        held = rig.arena.outputs.chain(rig.descriptors.output(index).first_output)
         behind = rig.send("t", 0, b"y")
         assert rig.result(behind).code == EXPIRED_UNSENT
         assert rig.arena.batch_states.load(index) == IN_FLIGHT
+        assert not any(map(rig.is_free, held))
         result = rig.result(index)
         assert time.monotonic() - started > 0.6
         assert result.code == EXPIRED_SENT
         assert "no response within 700 ms" in result.text
+        assert all(map(rig.is_free, held))
 
 
 def test_late_success_is_success(fake: FakeBroker) -> None:
@@ -554,9 +560,10 @@ def test_brokers_that_all_move_are_found_through_bootstrap() -> None:
             assert second.produced()
 
 
-def test_successor_sends_what_the_dead_process_had_on_the_wire(fake: FakeBroker) -> None:
+@both_kinds
+def test_successor_sends_what_the_dead_process_had_on_the_wire(fake: FakeBroker, direct: bool) -> None:
     fake.silent = True
-    with Rig(fake.address) as rig:
+    with Rig(fake.address, direct=direct) as rig:
         rig.know("t")
         sealed = [rig.send("t", n % 2, b"%d" % n) for n in range(6)]
         rig.until(lambda: rig.arena.batch_states.tally(7)[IN_FLIGHT] == 2, "two batches in flight")
@@ -574,8 +581,9 @@ def test_successor_sends_what_the_dead_process_had_on_the_wire(fake: FakeBroker)
     assert values == {0: [b"0", b"0", b"2", b"4", b"late"], 1: [b"1", b"1", b"3", b"5"]}
 
 
-def test_killed_at_random_it_loses_nothing(mock: MockCluster) -> None:
-    with Rig(mock.bootstrap_servers) as rig:
+@both_kinds
+def test_killed_at_random_it_loses_nothing(mock: MockCluster, direct: bool) -> None:
+    with Rig(mock.bootstrap_servers, direct=direct) as rig:
         rig.know("t")
         sealed = []
         for n in range(60):

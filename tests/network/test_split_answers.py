@@ -79,9 +79,13 @@ class SplitDesk:
         return request.context, batch
 
 
-@pytest.fixture
-def desk() -> Iterator[SplitDesk]:
-    with Rig("127.0.0.1:9", start=False) as first, Rig("127.0.0.1:9", start=False) as second:
+@pytest.fixture(params=[False, True], ids=["compressing", "direct"])
+def desk(request: pytest.FixtureRequest) -> Iterator[SplitDesk]:
+    """Two arenas of either kind."""
+    with (
+        Rig("127.0.0.1:9", start=False, direct=request.param) as first,
+        Rig("127.0.0.1:9", start=False, direct=request.param) as second,
+    ):
         desk = SplitDesk([first, second])
         yield desk
         desk.end()

@@ -14,7 +14,8 @@ from slabpress.errors import ConfigError
 from slabpress.plan import plan_memory
 from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
-from slabpress.shm.states import COMPRESSING, OUTPUT_FILLING, OVERSIZE, SEALED, owned
+from slabpress.shm.states import COMPRESSING, OUTPUT_FILLING, OUTPUT_FREE, OVERSIZE, SEALED, SLAB_OPEN, owned
+from tests.shm.kit import open_batch, publish_seal
 from tests.support.limited_broker import HEADER_BYTES
 from tests.support.split_bench import SplitBench, numbered, split_bench
 
@@ -187,6 +188,81 @@ def test_nothing_stands_still_when_all_outputs_are_held_behind_oversize_batches(
                 for value in values
                 if bench.partition_of[number] == partition
             ]
+
+
+# --- direct arenas: only pieces are admitted ----------------------------------------------------------------
+
+
+@pytest.fixture
+def direct() -> Iterator[SplitBench]:
+    """Room for one piece, and slabs for many batches."""
+    with split_bench(LIMIT, workers=2, slabs=40, outputs=SPLIT_OUTPUTS, direct=True) as made:
+        yield made
+
+
+def test_a_batch_of_a_direct_arena_is_never_admitted_and_its_pieces_are(direct: SplitBench) -> None:
+    admission = direct.workers[0].admission
+    first, second = seal(direct, 0), seal(direct, 1)
+    assert (admission.has_work(), admission.take()) == (False, None)
+    source = direct.arena.outputs.chain(direct.descriptors.output(first).first_output)
+    assert refuse(direct, 1, 0) == [second, first]
+    direct.check_conservation()
+    assert admission.take() == first
+    chain = direct.arena.outputs.chain(direct.descriptors.output(first).first_output)
+    assert {direct.arena.payload_states.load(block) for block in chain} == {owned(OUTPUT_FILLING, 0)}
+    assert all(block >= direct.arena.geometry.slab_count for block in chain), "a piece is in output buffers"
+    assert direct.splits.get(first).source == source[0]
+    # One piece at a time: the next has its room when this one has its result.
+    assert (direct.workers[1].admission.has_work(), direct.workers[1].admission.take()) == (False, None)
+    direct.workers[0]._compress(first)
+    direct.workers[0]._publish(first)
+    direct.check_conservation()
+    direct.run(checking=True)
+    direct.check_told()
+    direct.check_all_free()
+
+
+@pytest.mark.parametrize("kind", [False, True], ids=["compressing", "direct"])
+def test_a_dead_workers_piece_keeps_its_room_and_open_slabs_stay_open(kind: bool) -> None:
+    """Chains of a direct arena count from the first slab, and an OPEN slab has the word of a buffer that worker 0 fills."""
+    with split_bench(LIMIT, workers=2, split_outputs=SPLIT_OUTPUTS, slabs=40, outputs=12, direct=kind) as bench:
+        index = seal(bench, 0)
+        bench.workers[0].work()
+        refuse(bench, 0)
+        still_open = open_batch(bench.arena, 9, 1)
+        assert bench.coordinator.writer.append(still_open, None, b"x" * 100, None, 0) > 0
+        assert bench.workers[0].admission.take() == index
+        before = bench.arena.payload_states.tally(4)
+        stray = bench.arena.outputs.claim(1, owned(OUTPUT_FILLING, 0))
+        assert Admission(bench.arena, SUPERVISOR).recover(0) == 1
+        assert bench.arena.payload_states.load(stray) == OUTPUT_FREE
+        assert bench.arena.payload_states.tally(4) == before
+        bench.check_conservation()
+        assert {bench.arena.slab_states.load(slab) for slab in bench.arena.slabs.chain(still_open.first_slab)} == {
+            SLAB_OPEN
+        }
+        publish_seal(bench.arena, bench.descriptors, still_open)
+        bench.sealed[2], bench.partition_of[2] = [b"x" * 100], 1
+        bench.broker.limit = 1 << 20
+        bench.run(checking=True)
+        bench.check_told()
+        bench.check_all_free()
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_nothing_stands_still_when_all_slabs_are_held_behind_oversize_batches(
+    direct: SplitBench, partitions: int
+) -> None:
+    number = 0
+    while direct.seal(numbered(RECORDS, 20), number % partitions) is not None:
+        number += 1
+    assert number > 10
+    direct.run(checking=True)
+    direct.check_told()
+    direct.check_all_free()
+    for partition in range(partitions):
+        values = [direct.sealed[seal] for seal in sorted(direct.sealed) if direct.partition_of[seal] == partition]
+        assert direct.broker.values(partition) == [value for batch in values for value in batch]
 
 
 @given(
