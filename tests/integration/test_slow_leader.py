@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,13 +21,26 @@ WAIT_S: Final = 60.0
 # Nobody gives up on the broker: without acknowledgements nothing but its share keeps its batches from taking all.
 SMALL: Final[dict[str, Any]] = {
     "buffer_memory": "1MiB",
-    "compression_type": "none",
     "linger_ms": 5,
     "request_timeout_ms": 60_000,
     "delivery_timeout_ms": 120_000,
     "max_block_ms": 60_000,
 }
-VALUE: Final = b"x" * 1024
+SIZE: Final = 1024
+# Compressed, it is as long: what fits into either kind of arena is as much.
+NOISE: Final = random.Random(7).randbytes(1024 * SIZE)
+
+
+def value_of(number: int) -> bytes:
+    """A record's value."""
+    place = number * SIZE % len(NOISE)
+    return NOISE[place : place + SIZE]
+
+
+@pytest.fixture(params=["none", "lz4"], ids=["direct", "compressing"])
+def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """With both kinds of arena: a leader holds slabs, or output buffers and slabs."""
+    return SMALL | {"compression_type": request.param}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +86,7 @@ def _flood(
 
     def run() -> None:
         while not over.is_set():
-            producer.send(topics.name, VALUE, partition=partition)
+            producer.send(topics.name, value_of(sent[0]), partition=partition)
             sent[0] += 1
 
     thread = threading.Thread(target=run)
@@ -82,10 +97,10 @@ def _flood(
 @pytest.mark.kafka
 @pytest.mark.timeout(180)
 def test_sends_for_healthy_leaders_go_on_while_another_thread_waits_for_one_that_hangs(
-    cluster: KafkaCluster, topic: str, make_producer: MakeProducer
+    cluster: KafkaCluster, topic: str, make_producer: MakeProducer, settings: dict[str, Any]
 ) -> None:
     topics = Topics(cluster, topic)
-    producer = make_producer(cluster.bootstrap_servers, **SMALL)
+    producer = make_producer(cluster.bootstrap_servers, **settings)
     _begin(producer, topics)
     over = threading.Event()
     cluster.pause(topics.victim)
@@ -96,8 +111,8 @@ def test_sends_for_healthy_leaders_go_on_while_another_thread_waits_for_one_that
         assert all(turn.held_back >= 0 for turn in list(line.turns))
         # Many times what the arena holds.
         for number in range(20_000):
-            producer.send(topics.name, VALUE, partition=topics.healthy[number % len(topics.healthy)])
-        last = [producer.send(topics.name, VALUE, partition=partition) for partition in topics.healthy]
+            producer.send(topics.name, value_of(number), partition=topics.healthy[number % len(topics.healthy)])
+        last = [producer.send(topics.name, value_of(0), partition=partition) for partition in topics.healthy]
         for handle in last:
             assert handle.result(WAIT_S).topic == topic
         assert all(thread.is_alive() for thread, _ in threads)
@@ -118,19 +133,20 @@ def test_sends_for_healthy_leaders_go_on_while_another_thread_waits_for_one_that
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("many", [False, True], ids=["send", "send_many"])
 def test_records_without_a_key_go_around_a_leader_that_hangs(
-    cluster: KafkaCluster, topic: str, make_producer: MakeProducer, many: bool
+    cluster: KafkaCluster, topic: str, make_producer: MakeProducer, settings: dict[str, Any], many: bool
 ) -> None:
     topics = Topics(cluster, topic)
-    producer = make_producer(cluster.bootstrap_servers, **SMALL)
+    producer = make_producer(cluster.bootstrap_servers, **settings)
     _begin(producer, topics)
     cluster.pause(topics.victim)
     try:
-        for _ in range(200):
+        for call in range(200):
+            values = [value_of(call * 100 + number) for number in range(100)]
             if many:
-                producer.send_many(topics.name, [VALUE] * 100)
+                producer.send_many(topics.name, values)
             else:
-                for _ in range(100):
-                    producer.send(topics.name, VALUE)
+                for value in values:
+                    producer.send(topics.name, value)
     finally:
         cluster.resume(topics.victim)
     producer.flush(WAIT_S)
@@ -140,17 +156,17 @@ def test_records_without_a_key_go_around_a_leader_that_hangs(
 
 
 def _send_for_ever(producer: Producer, topics: Topics) -> None:
-    while True:
-        producer.send(topics.name, VALUE, partition=topics.stuck[0])
+    for number in itertools.count():
+        producer.send(topics.name, value_of(number), partition=topics.stuck[0])
 
 
 @pytest.mark.kafka
 @pytest.mark.timeout(180)
 def test_what_waits_too_long_for_a_leader_that_hangs_says_which(
-    cluster: KafkaCluster, topic: str, make_producer: MakeProducer
+    cluster: KafkaCluster, topic: str, make_producer: MakeProducer, settings: dict[str, Any]
 ) -> None:
     topics = Topics(cluster, topic)
-    producer = make_producer(cluster.bootstrap_servers, **(SMALL | {"max_block_ms": 300}))
+    producer = make_producer(cluster.bootstrap_servers, **(settings | {"max_block_ms": 300}))
     _begin(producer, topics)
     cluster.pause(topics.victim)
     try:
@@ -159,3 +175,35 @@ def test_what_waits_too_long_for_a_leader_that_hangs_says_which(
     finally:
         cluster.resume(topics.victim)
     producer.flush(WAIT_S)
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(180)
+def test_beside_a_leader_that_hangs_nobody_waits_for_an_hours_linger(
+    cluster: KafkaCluster, topic: str, make_producer: MakeProducer, settings: dict[str, Any]
+) -> None:
+    """What the stuck leader holds is on its way nowhere: with the room all taken, the healthy ones' batches are sealed."""
+    topics = Topics(cluster, topic)
+    hour = settings | {"linger_ms": 3_600_000, "batch_size": "64KiB", "delivery_timeout_ms": 2 * 3_600_000}
+    producer = make_producer(cluster.bootstrap_servers, **hour)
+    _begin(producer, topics)
+    over = threading.Event()
+    cluster.pause(topics.victim)
+    try:
+        threads = [_flood(producer, topics, partition, over) for partition in topics.stuck]
+        line = producer._session.sender.line
+        wait_until(lambda: len(line.turns) == len(threads), "the threads to wait", WAIT_S, every_s=0.01)
+        # Many times what is left: each of these waits until room is made by those before it.
+        for number in range(5_000):
+            producer.send(topics.name, value_of(number), partition=topics.healthy[number % len(topics.healthy)])
+        assert all(thread.is_alive() for thread, _ in threads)
+    finally:
+        over.set()
+        cluster.resume(topics.victim)
+    for thread, _ in threads:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    producer.flush(WAIT_S)
+    counts = topics.counts()
+    assert sum(counts[partition] for partition in topics.healthy) == 5_000 + len(topics.healthy)
+    assert [counts[partition] - 1 for partition in topics.stuck] == [sent[0] for _, sent in threads]
