@@ -92,7 +92,7 @@ def test_a_stopped_worker_does_not_hold_up_the_others(sink: MockCluster, make_pr
 
 
 def test_children_ignore_the_signals_of_a_service_manager(sink: MockCluster, make_producer: MakeProducer) -> None:
-    producer = make_producer(sink.bootstrap_servers)
+    producer = make_producer(sink.bootstrap_servers, compression_type="lz4")
     producer.send("t", b"x").result(30)
     before = {child.pid for child in psutil.Process().children()}
     for child in [*children("slabpress.workers"), *children("slabpress.network")]:
@@ -147,11 +147,13 @@ def test_a_producer_that_may_not_wait_learns_of_a_topic_all_the_same(
     wait_until(sent, "the topic to be known", 30)
 
 
-def test_results_of_a_partition_are_reported_in_its_order(sink: MockCluster) -> None:
+@pytest.mark.parametrize("codec", ["none", "lz4"])
+def test_results_of_a_partition_are_reported_in_its_order(sink: MockCluster, codec: str) -> None:
     offsets: list[int | None] = []
     with Producer(
         sink.bootstrap_servers,
         workers=2,
+        compression_type=codec,
         batch_size=2000,
         on_delivery=lambda handle: offsets.append(handle.result(0).offset),
     ) as producer:

@@ -94,10 +94,16 @@ class Storm:
         wait_until(lambda: child.process not in (process, None), "another child", WAIT_S, 0.001)
 
 
-def storm(kafka: KafkaCluster, topic: str, slots: list[int], **also: Any) -> list[Sent]:
+@pytest.fixture(params=["lz4", "none"])
+def codec(request: pytest.FixtureRequest) -> str:
+    """Without compression workers make pieces, of slabs, and nothing else."""
+    return str(request.param)
+
+
+def storm(kafka: KafkaCluster, topic: str, slots: list[int], codec: str, **also: Any) -> list[Sent]:
     """Kill children of these slots; what was sent meanwhile."""
     make_topic(kafka, topic)
-    settings: dict[str, Any] = SETTINGS | {"compression_type": "lz4", "retry_backoff_ms": 10, "linger_ms": 5} | also
+    settings: dict[str, Any] = SETTINGS | {"compression_type": codec, "retry_backoff_ms": 10, "linger_ms": 5} | also
     with Producer(kafka.bootstrap_servers, **settings) as producer:
         producer.send(topic, FIRST, partition=0, **parts_of(FIRST)).result(WAIT_S)
         run = Storm(producer, topic)
@@ -112,8 +118,10 @@ def storm(kafka: KafkaCluster, topic: str, slots: list[int], **also: Any) -> lis
     return run.sent
 
 
-def test_killed_workers_lose_and_double_no_record_of_split_batches(kafka: KafkaCluster, topic: str) -> None:
-    sent = storm(kafka, topic, [FIRST_WORKER, FIRST_WORKER + 1])
+def test_killed_workers_lose_and_double_no_record_of_split_batches(
+    kafka: KafkaCluster, topic: str, codec: str
+) -> None:
+    sent = storm(kafka, topic, [FIRST_WORKER, FIRST_WORKER + 1], codec)
     logs = logs_of(kafka, topic)
     check_offsets(logs, sent)
     logs[0].remove(FIRST)
@@ -121,8 +129,10 @@ def test_killed_workers_lose_and_double_no_record_of_split_batches(kafka: KafkaC
         assert log == expected_of(sent, partition)
 
 
-def test_a_killed_network_process_loses_and_doubles_no_record_of_split_batches(kafka: KafkaCluster, topic: str) -> None:
-    sent = storm(kafka, topic, [NETWORK])
+def test_a_killed_network_process_loses_and_doubles_no_record_of_split_batches(
+    kafka: KafkaCluster, topic: str, codec: str
+) -> None:
+    sent = storm(kafka, topic, [NETWORK], codec)
     logs = logs_of(kafka, topic)
     check_offsets(logs, sent)
     logs[0].remove(FIRST)
@@ -131,9 +141,9 @@ def test_a_killed_network_process_loses_and_doubles_no_record_of_split_batches(k
 
 
 def test_without_idempotence_a_killed_network_process_repeats_only_what_was_on_the_wire(
-    kafka: KafkaCluster, topic: str
+    kafka: KafkaCluster, topic: str, codec: str
 ) -> None:
-    sent = storm(kafka, topic, [NETWORK], enable_idempotence=False)
+    sent = storm(kafka, topic, [NETWORK], codec, enable_idempotence=False)
     logs = logs_of(kafka, topic)
     check_offsets(logs, sent)
     logs[0].remove(FIRST)

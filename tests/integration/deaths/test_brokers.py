@@ -24,15 +24,18 @@ SETTINGS: Final[dict[str, Any]] = {
     "max_block_ms": 120_000,
     "buffer_memory": "2MiB",
     "linger_ms": 5,
-    "compression_type": "lz4",
 }
 
 
+# What is on its way to a leader are slabs, or what workers made of them.
+both_kinds = pytest.mark.parametrize("codec", ["lz4", "none"])
+
+
 @contextmanager
-def sending(kafka: KafkaCluster, topic: str) -> Iterator[Stream]:
+def sending(kafka: KafkaCluster, topic: str, codec: str = "lz4") -> Iterator[Stream]:
     """Records are sent while the block runs, and then counted."""
     kafka.create_topic(topic, PARTITIONS, replication_factor=3, config={"min.insync.replicas": "2"})
-    with Producer(kafka.bootstrap_servers, **SETTINGS) as producer:
+    with Producer(kafka.bootstrap_servers, compression_type=codec, **SETTINGS) as producer:
         stream = Stream(producer, topic, PARTITIONS, filling=b"x" * 200)
         with stream.running(pause_s=0.001):
             stream.goes_on(300)
@@ -54,8 +57,9 @@ def await_sync(kafka: KafkaCluster, topic: str) -> None:
     wait_until(in_sync, "all replicas to be in sync", 120)
 
 
-def test_the_leader_moves_with_batches_in_flight(kafka3: KafkaCluster, topic: str) -> None:
-    with sending(kafka3, topic) as stream:
+@both_kinds
+def test_the_leader_moves_with_batches_in_flight(kafka3: KafkaCluster, topic: str, codec: str) -> None:
+    with sending(kafka3, topic, codec) as stream:
         for partition in range(PARTITIONS):
             kafka3.move_leader(topic, partition, kafka3.leader(topic, partition) % 3 + 1)
             stream.goes_on(100)
@@ -72,8 +76,9 @@ def go_and_come_back(kafka: KafkaCluster, topic: str, stream: Stream, end: Calla
     await_sync(kafka, topic)
 
 
-def test_kill_9_of_a_leader(kafka3: KafkaCluster, topic: str) -> None:
-    with sending(kafka3, topic) as stream:
+@both_kinds
+def test_kill_9_of_a_leader(kafka3: KafkaCluster, topic: str, codec: str) -> None:
+    with sending(kafka3, topic, codec) as stream:
         go_and_come_back(kafka3, topic, stream, kafka3.kill)
 
 

@@ -33,11 +33,12 @@ def lose_acknowledgements(kafka: KafkaCluster, topic: str, stream: Stream) -> No
     stream.producer.flush(60)
 
 
+@pytest.mark.parametrize("codec", ["none", "lz4"])
 def test_lost_acknowledgements_and_then_a_cut(
-    kafka_behind_proxy: KafkaCluster, topic: str, make_producer: MakeProducer
+    kafka_behind_proxy: KafkaCluster, topic: str, make_producer: MakeProducer, codec: str
 ) -> None:
     kafka_behind_proxy.create_topic(topic)
-    producer = make_producer(kafka_behind_proxy.proxied_bootstrap_servers, **SETTINGS)
+    producer = make_producer(kafka_behind_proxy.proxied_bootstrap_servers, compression_type=codec, **SETTINGS)
     stream = Stream(producer, topic)
     for _ in range(3):
         lose_acknowledgements(kafka_behind_proxy, topic, stream)
@@ -87,7 +88,8 @@ def test_a_cut_amid_a(
     """Up: within a request of some 100 KB. Down: within an answer of some 50 bytes, when all of it is appended."""
     kafka, proxy = kafka_behind_proxy, kafka_behind_proxy.proxies[1]
     kafka.create_topic(topic)
-    producer = make_producer(kafka.proxied_bootstrap_servers, **SETTINGS)
+    # What is cut in two is what was written: a request of all its bytes.
+    producer = make_producer(kafka.proxied_bootstrap_servers, compression_type="none", **SETTINGS)
     stream = Stream(producer, topic, filling=b"x" * 1000)
     stream.send(1)
     producer.flush()

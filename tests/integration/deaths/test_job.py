@@ -82,11 +82,13 @@ def check_delivered_by_orphans(job: Job, kafka: KafkaCluster, topic: str, record
     assert re.fullmatch(said + r"\(\d+ batches were still open\)", line)
 
 
+@pytest.mark.parametrize("codec", ["none", "lz4"])
 def test_kill_9_of_the_job_with_10000_records_in_open_and_sealed_batches(
-    kafka1: KafkaCluster, topic: str, make_job: MakeJob
+    kafka1: KafkaCluster, topic: str, make_job: MakeJob, codec: str
 ) -> None:
+    """Without compression what is sealed waits in its slabs to be sent; else workers go on with it."""
     kafka1.create_topic(topic, PARTITIONS)
-    job = job_that_has_sent(make_job, kafka1, topic)
+    job = job_that_has_sent(make_job, kafka1, topic, settings={"compression_type": codec})
     with paused(kafka1):
         let_send_all(job)
         job.kill()

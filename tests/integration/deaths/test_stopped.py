@@ -22,16 +22,16 @@ SETTINGS: Final[dict[str, Any]] = {
     "request_timeout_ms": 1000,
     "max_block_ms": 120_000,
     "buffer_memory": "1MiB",
-    "compression_type": "lz4",
     "workers": 2,
 }
 
 
-def sending_job(make_job: MakeJob, kafka: KafkaCluster, topic: str) -> Job:
+def sending_job(make_job: MakeJob, kafka: KafkaCluster, topic: str, codec: str = "lz4") -> Job:
     """A job that sends all the time, with two threads."""
     kafka.create_topic(topic, PARTITIONS)
+    settings = SETTINGS | {"compression_type": codec}
     job = make_job(
-        kafka.bootstrap_servers, topic, threads=2, partitions=PARTITIONS, pause_s=0.0003, filling=400, settings=SETTINGS
+        kafka.bootstrap_servers, topic, threads=2, partitions=PARTITIONS, pause_s=0.0003, filling=400, settings=settings
     )
     job.hear()
     job.say()
@@ -63,11 +63,14 @@ def processes(job: Job) -> dict[str, int]:
     return {"job": job.pid, "worker": job.children(WORKER)[0].pid, "network process": job.children(NETWORK)[0].pid}
 
 
-@pytest.mark.parametrize("stopped", ["job", "worker", "network process"])
+@pytest.mark.parametrize(
+    ("stopped", "codec"),
+    [("job", "lz4"), ("job", "none"), ("worker", "lz4"), ("network process", "lz4"), ("network process", "none")],
+)
 def test_sigstop_longer_than_the_request_timeout_of_the(
-    kafka: KafkaCluster, topic: str, make_job: MakeJob, stopped: str
+    kafka: KafkaCluster, topic: str, make_job: MakeJob, stopped: str, codec: str
 ) -> None:
-    job = sending_job(make_job, kafka, topic)
+    job = sending_job(make_job, kafka, topic, codec)
     pid = processes(job)[stopped]
     os.kill(pid, signal.SIGSTOP)
     time.sleep(2.5)  # not a wait for a state: the time in which nothing moves

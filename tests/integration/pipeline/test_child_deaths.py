@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -31,6 +31,8 @@ from tests.integration.pipeline.looks import (
 from tests.support.mock_cluster import MockCluster
 
 CHILDREN: Final = ("network process", "worker 0", "worker 1")
+# Without compression no worker has anything to do with a batch.
+COMPRESSED: Final[dict[str, Any]] = {"compression_type": "lz4"}
 
 
 def _kill(pipeline: Pipeline, child: str) -> None:
@@ -84,13 +86,13 @@ def test_a_producer_that_is_opened_while_a_child_is_dead_works(
 ) -> None:
     """Killed again and again a child is replaced after a pause only: both open and close in between."""
     pipeline = make_pipeline(sink.bootstrap_servers)
-    before = pipeline.producer()
+    before = pipeline.producer(**COMPRESSED)
     begin(before, "t")
     for _ in range(2):
         _kill(pipeline, child)
     os.kill(processes(pipeline)[child], signal.SIGKILL)
     until(lambda: child not in processes(pipeline), "the pause before the next one")
-    gone, late = pipeline.producer(), pipeline.producer(linger_ms=0)
+    gone, late = pipeline.producer(), pipeline.producer(linger_ms=0, **COMPRESSED)
     gone_arena = arena_of(gone)
     gone.close()
     assert child not in processes(pipeline)
@@ -106,10 +108,10 @@ def test_a_producer_that_is_opened_while_a_child_is_stopped_works_when_it_goes_o
 ) -> None:
     monkeypatch.setattr(coordinator, "END_TIMEOUT_S", 0.2)  # close() may wait for the stopped one
     pipeline = make_pipeline(sink.bootstrap_servers)
-    before = pipeline.producer()
+    before = pipeline.producer(**COMPRESSED)
     begin(before, "t")
     with stopped(processes(pipeline)[child]):
-        gone, late = pipeline.producer(), pipeline.producer(linger_ms=0)
+        gone, late = pipeline.producer(), pipeline.producer(linger_ms=0, **COMPRESSED)
         gone_arena = arena_of(gone)
         gone.close()
         sender = threading.Thread(target=begin, args=(late, "t"))

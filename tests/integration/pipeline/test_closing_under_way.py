@@ -33,9 +33,11 @@ def broker() -> Iterator[WithheldBroker]:
 Two = Callable[..., tuple[Pipeline, Producer, Producer]]
 
 
-@pytest.fixture
-def two(broker: WithheldBroker, make_pipeline: MakePipeline) -> Iterator[Two]:
+@pytest.fixture(params=["lz4", "none"], ids=["compressing", "direct"])
+def two(request: pytest.FixtureRequest, broker: WithheldBroker, make_pipeline: MakePipeline) -> Iterator[Two]:
     """A function that makes a pipeline and two producers that have delivered one record each.
+
+    What is on the wire is in output buffers, or in the slabs themselves.
 
     In the end its processes are those that it began with: none has died of what the test did.
     """
@@ -44,7 +46,7 @@ def two(broker: WithheldBroker, make_pipeline: MakePipeline) -> Iterator[Two]:
     def make(**settings: Any) -> tuple[Pipeline, Producer, Producer]:
         pipeline = make_pipeline(broker.address, workers=1, **settings)
         made.append((pipeline, processes(pipeline)))
-        pair = [pipeline.producer(buffer_memory="4MiB", linger_ms=0) for _ in range(2)]
+        pair = [pipeline.producer(buffer_memory="4MiB", linger_ms=0, compression_type=request.param) for _ in range(2)]
         for producer in pair:
             broker.allow()
             producer.send("t", b"first", partition=0).result(WATCHDOG_S)
