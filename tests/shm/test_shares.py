@@ -12,10 +12,22 @@ from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.shares import output_shares
 from slabpress.shm.splits import Splits
-from slabpress.shm.states import COMPRESSING, FREE, OVERSIZE, PARKED, READY, SEALED
+from slabpress.shm.states import (
+    COMPRESSING,
+    DONE,
+    FREE,
+    IN_FLIGHT,
+    OVERSIZE,
+    PARKED,
+    PARTIAL,
+    READY,
+    SEALED,
+)
 from slabpress.shm.topics import TopicTable
 from tests.shm.faults import Killed, Life, make_mortal
 from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena
+from tests.support.limited_broker import HEADER_BYTES
+from tests.support.split_bench import numbered, split_bench
 
 STUCK, HEALTHY = 0, 1  # partitions, each with a leader of its own
 SUPERVISOR = 0xFFFE
@@ -223,6 +235,63 @@ def test_a_piece_of_a_split_batch_holds_no_slabs_of_its_leaders_share() -> None:
         assert worker.take() == index
         assert arena.batch_states.load(index) == COMPRESSING
         assert arena.slab_shares.held_by_leader(STUCK, 1 << COMPRESSING) == 0
+
+
+# --- direct arenas: slabs are what is sent ------------------------------------------------------------------
+
+
+def test_what_waits_to_be_sent_from_its_slabs_is_its_leaders_share_until_it_has_its_result() -> None:
+    with small_arena(slabs=20, outputs=4, batches=128, direct=True) as arena:
+        _route(arena, 1, 2)
+        coordinator, shares = SealingCoordinator(arena), arena.slab_shares
+        order = _seal_all(coordinator, STUCK, 16)
+        assert [arena.batch_states.load(index) for index in order] == [READY] * 16
+        assert shares.held_by_leader(STUCK, 1 << READY) == 16
+        assert coordinator.seal(ONE_BLOCK, STUCK) is None
+        assert coordinator.writer.held_back == STUCK
+        # It is sent, and put back; or split, and sent in pieces.
+        for state in (IN_FLIGHT, READY, IN_FLIGHT, OVERSIZE, COMPRESSING, PARTIAL):
+            for index in order:
+                arena.batch_states.store(index, state)
+            assert shares.over(STUCK)
+            assert not shares.over(HEALTHY)
+        assert coordinator.seal(ONE_BLOCK, HEALTHY) is not None
+        for index in order[:8]:
+            deliver(arena, index)
+        assert not shares.over(STUCK)
+        assert coordinator.seal(ONE_BLOCK, STUCK) is not None
+
+
+def test_the_source_of_a_split_batch_is_its_leaders_share_of_the_slabs_until_the_last_piece() -> None:
+    with split_bench(HEADER_BYTES + 60, slabs=20, outputs=4, direct=True) as bench:
+        TopicTable(bench.arena).set_leader(0, 1)
+        assert bench.seal(numbered(6, 20)) is not None
+        held = bench.arena.geometry.slab_count - bench.arena.slabs.count_free()
+        seen = set()
+        while not bench.told or sum(told.records for told in bench.told[1]) < 6:
+            bench.network.follow()
+            for batch in bench.network.heads():
+                bench.network.answer(batch, bench.network.send(batch))
+            state = bench.arena.batch_states.load(0)
+            seen.add(state)
+            if state != DONE:
+                assert bench.arena.slab_shares.held_by_leader(0, 1 << state) == held
+                assert bench.arena.slabs.count_free() == bench.arena.geometry.slab_count - held
+            bench.take_results()
+            bench.workers[0].work()
+        assert seen == {OVERSIZE, PARTIAL, DONE}
+        bench.check_all_free()
+
+
+@pytest.mark.parametrize(("stuck", "expected"), [(16, 3), (4, 7)], ids=["with its share", "with less"])
+def test_what_is_held_within_the_shares_is_that_of_leaders_that_may_have_more(stuck: int, expected: int) -> None:
+    with small_arena(slabs=24, outputs=4, batches=128, direct=True) as arena:
+        _route(arena, 1, 2)
+        coordinator = SealingCoordinator(arena)
+        _seal_all(coordinator, STUCK, stuck)
+        _seal_all(coordinator, HEALTHY, 3)
+        assert arena.slab_shares.held_within(1 << READY) == expected
+        assert arena.slab_shares.held_within(1 << IN_FLIGHT) == 0
 
 
 class Walk:
