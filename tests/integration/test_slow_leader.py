@@ -182,7 +182,7 @@ def test_what_waits_too_long_for_a_leader_that_hangs_says_which(
 def test_beside_a_leader_that_hangs_nobody_waits_for_an_hours_linger(
     cluster: KafkaCluster, topic: str, make_producer: MakeProducer, settings: dict[str, Any]
 ) -> None:
-    """What the stuck leader holds is on its way nowhere: with the room all taken, the healthy ones' batches are sealed."""
+    """What the stuck leader holds is on its way nowhere: with no room left, the healthy ones' batches are sealed."""
     topics = Topics(cluster, topic)
     hour = settings | {"linger_ms": 3_600_000, "batch_size": "64KiB", "delivery_timeout_ms": 2 * 3_600_000}
     producer = make_producer(cluster.bootstrap_servers, **hour)

@@ -118,9 +118,7 @@ def storm(kafka: KafkaCluster, topic: str, slots: list[int], codec: str, **also:
     return run.sent
 
 
-def test_killed_workers_lose_and_double_no_record_of_split_batches(
-    kafka: KafkaCluster, topic: str, codec: str
-) -> None:
+def test_killed_workers_lose_and_double_no_record_of_split_batches(kafka: KafkaCluster, topic: str, codec: str) -> None:
     sent = storm(kafka, topic, [FIRST_WORKER, FIRST_WORKER + 1], codec)
     logs = logs_of(kafka, topic)
     check_offsets(logs, sent)

@@ -56,9 +56,7 @@ class Deaths(RuleBasedStateMachine):
 
     @initialize(batch_bytes=LIMITS)
     def begin(self, batch_bytes: int) -> None:
-        bench = idempotent_bench(
-            batch_bytes=batch_bytes, partitions=PARTITIONS, workers=WORKERS, direct=self.direct
-        )
+        bench = idempotent_bench(batch_bytes=batch_bytes, partitions=PARTITIONS, workers=WORKERS, direct=self.direct)
         self.all = self._open.enter_context(bench)
         self.job = MortalJob(self.all.bench)
         for slot in self.all.bench.control.workers:

@@ -51,9 +51,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @initialize(start=STARTS, batch_bytes=LIMITS, seals=SEALS, well=st.integers(0, 4))
     def begin(self, start: tuple[int, int] | None, batch_bytes: int, seals: list[tuple[int, int]], well: int) -> None:
-        bench = idempotent_bench(
-            batch_bytes=batch_bytes, brokers=BROKERS, partitions=PARTITIONS, direct=self.direct
-        )
+        bench = idempotent_bench(batch_bytes=batch_bytes, brokers=BROKERS, partitions=PARTITIONS, direct=self.direct)
         self.all = self._open.enter_context(bench)
         if start is not None:
             self.all.start_at(*start)

@@ -1,4 +1,4 @@
-"""What the kernel may still take from the arena is not free: whatever is free is written over, and nothing arrives harmed.
+"""What the kernel may still take from the arena is not free: what is free is written over, and nothing arrives harmed.
 
 With both kinds of arena: what is sent are output buffers, or the slabs themselves.
 """

@@ -41,7 +41,7 @@ def kind(request: pytest.FixtureRequest) -> None:
 @contextlib.contextmanager
 def scene(values: list[bytes], answers: int) -> Iterator[SplitBench]:
     """A bench whose batch is READY after so many answers."""
-    with split_bench(LIMIT, **_KIND) as bench:
+    with split_bench(LIMIT, direct=_KIND["direct"]) as bench:
         bench.seal(values)
         for _ in range(answers):
             make_ready(bench)
@@ -87,7 +87,7 @@ def go_on(bench: SplitBench, *, died: bool) -> None:
 
 
 def undisturbed(values: list[bytes]) -> list[Arrival]:
-    with split_bench(LIMIT, **_KIND) as bench:
+    with split_bench(LIMIT, direct=_KIND["direct"]) as bench:
         bench.seal(values)
         bench.run()
         return bench.broker.arrivals
@@ -154,7 +154,7 @@ def test_killed_before_any_store_of_an_expiry_no_record_is_lost(answers: int) ->
 
 def test_a_successor_follows_a_split_batch_that_is_older_than_the_ring() -> None:
     """One partition's batch is being split while so many of another's come and go that its entry is used again."""
-    with split_bench(LIMIT, batches=4, **_KIND) as bench:
+    with split_bench(LIMIT, batches=4, direct=_KIND["direct"]) as bench:
         bench.seal(ALIKE)
         make_ready(bench)
         step(bench.network)

@@ -224,7 +224,7 @@ def test_a_batch_of_a_direct_arena_is_never_admitted_and_its_pieces_are(direct: 
 
 @pytest.mark.parametrize("kind", [False, True], ids=["compressing", "direct"])
 def test_a_dead_workers_piece_keeps_its_room_and_open_slabs_stay_open(kind: bool) -> None:
-    """Chains of a direct arena count from the first slab, and an OPEN slab has the word of a buffer that worker 0 fills."""
+    """Chains of a direct arena begin to count at the slabs; an OPEN one has the word of what worker 0 fills."""
     with split_bench(LIMIT, workers=2, split_outputs=SPLIT_OUTPUTS, slabs=40, outputs=12, direct=kind) as bench:
         index = seal(bench, 0)
         bench.workers[0].work()

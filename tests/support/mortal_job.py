@@ -1,7 +1,7 @@
 """A job that dies between any two of its stores: what accumulator and session do to an arena, store by store.
 
-``seal`` makes the stores of the accumulator's, in its order (``publish_seal``): those of the native one, which cannot be
-stopped in between, and in a direct arena the one before them.
+``seal`` makes the stores of the accumulator's, in its order (``publish_seal``): those of the native one, which cannot
+be stopped in between, and in a direct arena the one before them.
 """
 
 from __future__ import annotations

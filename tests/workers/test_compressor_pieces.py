@@ -104,7 +104,7 @@ def bury(bench: SplitBench, worker: int) -> None:
     """What the coordinator does; and everything that is free is somebody else's at once."""
     Admission(bench.arena, SUPERVISOR).recover(worker)
     bench.coordinator.scribble_on_free_slabs()
-    bench.scribble_on_free_outputs()
+    bench.scribble_on_free_blocks()
     bench.check_conservation()
 
 
