@@ -27,6 +27,8 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
         "slabpress.network.batches:ArenaBatches.start",
         "slabpress.network.batches:ArenaBatches.put_back",
         "slabpress.network.batches:ArenaBatches._finish",
+        "slabpress.network.batches:ArenaBatches.split",
+        "slabpress.network.batches:ArenaBatches._drop_source",
         "slabpress.network.produce:Producing.send",
         "slabpress.network.produce:Producing.answered",
         "slabpress.network.broker:Broker.flush",
@@ -43,6 +45,7 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
         "slabpress.shm.descriptors:Descriptors.set_worker",
         "slabpress.shm.descriptors:Descriptors.finish_output",
         "slabpress.workers.compressor:Compressor._compress",
+        "slabpress.workers.compressor:Compressor._cut_piece",
         "slabpress.workers.compressor:Compressor._publish",
     ),
 }

@@ -219,14 +219,19 @@ class SplitBench:
     def _check_states(self, index: int) -> None:
         """While all live, a batch's blocks are in the state that its own says; a source is READY until its end."""
         arena, state = self.arena, self.arena.batch_states.load(index)
-        expected = {COMPRESSING: OUTPUT_FILLING, READY: OUTPUT_READY, IN_FLIGHT: OUTPUT_IN_FLIGHT}
+        expected = {
+            # What an orphan's worker was about to publish may be READY in part.
+            COMPRESSING: {OUTPUT_FILLING, OUTPUT_READY},
+            READY: {OUTPUT_READY},
+            IN_FLIGHT: {OUTPUT_IN_FLIGHT},
+        }
         source = self.splits.get(index).source
         if state in expected:
             found = {
                 arena.payload_states.load(block) & STATE_MASK
                 for block in arena.outputs.chain(self.descriptors.output(index).first_output)
             }
-            assert found == {expected[state]}, f"batch {index}, {BATCH_STATES[state]}, has blocks in states {found}"
+            assert found <= expected[state], f"batch {index}, {BATCH_STATES[state]}, has blocks in states {found}"
         if state in (*expected, OVERSIZE, PARTIAL) and source != NONE:
             found = {arena.payload_states.load(block) for block in arena.outputs.chain(source)}
             assert found == {OUTPUT_READY}, f"the source of batch {index}, {BATCH_STATES[state]}, is in {found}"
