@@ -214,8 +214,7 @@ def test_a_batch_of_a_direct_arena_is_never_admitted_and_its_pieces_are(direct: 
     assert direct.splits.get(first).source == source[0]
     # One piece at a time: the next has its room when this one has its result.
     assert (direct.workers[1].admission.has_work(), direct.workers[1].admission.take()) == (False, None)
-    direct.workers[0]._compress(first)
-    direct.workers[0]._publish(first)
+    direct.workers[0].finish(first)
     direct.check_conservation()
     direct.run(checking=True)
     direct.check_told()
