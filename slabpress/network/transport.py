@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 BUFFERS_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
-# A socket takes little more at once, and what it does not take is gathered again.
-SEND_BYTES: Final = 512 * 1024
+# Enough for a whole request: a call of its own for each half megabyte took a third of the throughput away.
+SEND_BYTES: Final = 2 * 1024 * 1024
 RECEIVE_BYTES: Final = 64 * 1024
 
 
