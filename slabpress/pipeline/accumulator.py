@@ -43,8 +43,10 @@ from slabpress.shm.topics import TopicTable
 # alone leaves one-slab batches that fill the output ring.
 _UNDER_WAY_ENOUGH: Final = 2
 # Pressure seals batches only while fewer than this share of the slabs are already on their way:
-# in an outage, cutting open batches short would free nothing and only make them small.
+# in an outage, cutting open batches short would free nothing and only make them small. To a worker that is a quarter;
+# to a broker, whose slabs come back with its answer, a half: with a quarter the rest of the arena waited to linger.
 _ON_THEIR_WAY: Final = 4
+_ON_THE_WIRE: Final = 2
 # A topic's batches that had to be made smaller grow by this share with each that is accepted.
 _GROWTH: Final = 64
 # And it seals this share of the open batches at a time, so that finding the fullest is paid once for many.
@@ -81,6 +83,7 @@ class Accumulator:
         self._topics = TopicTable(arena)
         self._splits = Splits(arena)
         self._cursor = 0
+        self._enough_slabs = arena.geometry.slab_count // (_ON_THE_WIRE if arena.is_direct else _ON_THEIR_WAY)
         self._seal_point = SealPoint(
             arena.memory, at.SEAL_TAIL_AT, arena.seal_ring, arena.batch_states, at.SEAL_NUMBER_AT
         )
@@ -129,7 +132,7 @@ class Accumulator:
         """
         states = (READY, IN_FLIGHT) if self._arena.is_direct else (SEALED, PARKED, COMPRESSING)
         on_their_way = self._slabs_of_leader(partition_index, *states)
-        return on_their_way > self._arena.geometry.slab_count // _ON_THEIR_WAY
+        return on_their_way > self._enough_slabs
 
     def relieve_leader(self, partition_index: int) -> None:
         """With a leader that has its share: seal the fullest of its open batches until enough is on its way.
@@ -262,7 +265,7 @@ class Accumulator:
 
     def relieve_pressure(self) -> None:
         """With no slab free: seal the fullest open batches, unless enough is on its way."""
-        if self._slabs_on_their_way() > self._arena.geometry.slab_count // _ON_THEIR_WAY:
+        if self._slabs_on_their_way() > self._enough_slabs:
             return
         fullest = sorted(self._all_open(), key=lambda batch: batch.bytes, reverse=True)
         for batch in fullest[: max(1, len(fullest) // _SEALED_AT_ONCE)]:

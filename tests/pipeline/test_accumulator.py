@@ -257,8 +257,8 @@ def test_done_batches_are_taken_once_and_their_descriptors_kept_until_released()
 def test_pressure_seals_nothing_while_enough_waits_to_be_sent() -> None:
     with parts(compression_type="none") as rig:
         topic = rig.topic("t", 4)
-        quarter = rig.arena.geometry.slab_count // 4
-        for partition, slabs in enumerate((quarter - 3, 4)):
+        half = rig.arena.geometry.slab_count // 2
+        for partition, slabs in enumerate((half - 3, 4)):
             rig.accumulator.seal(_open(rig, topic, partition, size=1024 * slabs - 100))
         batch = _open(rig, topic, 2)
         rig.accumulator.relieve_pressure()
