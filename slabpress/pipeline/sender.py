@@ -240,7 +240,7 @@ class Sender:
                     self.line.join(turn)
                     topic.pinned += 1
                     self.fast_lane.reserved += turn.need
-                    self._arena.memory.store_u64(at.ROOM_WANTED_AT, 1)
+                    self._arena.memory.store_u64(at.ROOM_WANTED_AT, self._accumulator.slabs_worth_a_call)
                     self._arena.memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * 3, 1)
                     self._arena.memory.fence()
                     continue

@@ -120,7 +120,7 @@ class Session:
             if self.is_closed:
                 return None
             # A slab that was freed since the last turn rang for nobody: let the first in line look.
-            self.sender.line.call_first()
+            self._call_first()
             # Whatever came in before "I sleep" was said rang for nobody: look once more.
             if self.accumulator.has_results() or self._topics.has_news():
                 return 0.0
@@ -172,6 +172,11 @@ class Session:
                 return  # a callback that outlived close()
             for batch in batches:
                 self.accumulator.release(batch)
+            self._call_first()
+
+    def _call_first(self) -> None:
+        """Let the first in line look for room, if it is worth it."""
+        if self.sender.line.turns and not self.accumulator.is_more_room_coming():
             self.sender.line.call_first()
 
     def detach_dead(self, slot: int) -> None:

@@ -36,7 +36,7 @@ VERSION_AT: Final = MAGIC_AT + 8
 GEOMETRY_AT: Final = VERSION_AT + 8
 # Line 2, written by the coordinator alone.
 SEAL_TAIL_AT: Final = 2 * LINE_BYTES
-ROOM_WANTED_AT: Final = SEAL_TAIL_AT + 8
+ROOM_WANTED_AT: Final = SEAL_TAIL_AT + 8  # u64: how many free slabs are worth a ring; 0: nobody waits for any
 TOPICS_WANTED_AT: Final = ROOM_WANTED_AT + 8
 # Line 3, written by the holder of the admission lock.
 SEAL_HEAD_AT: Final = 3 * LINE_BYTES

@@ -103,7 +103,9 @@ class Compressor:
         arena.batch_states.store(index, READY)
         arena.slabs.mark(task.first_slab, SLAB_FREE)
         self._control.wake(NETWORK)
-        if arena.memory.load_u64(at.ROOM_WANTED_AT):
+        wanted = arena.memory.load_u64(at.ROOM_WANTED_AT)
+        # Of less room the coordinator hears with this batch's result.
+        if wanted and arena.slabs.count_free() >= wanted:
             self._control.wake(COORDINATOR)
 
     def _count(self, raw_bytes: int, payload_bytes: int, busy_us: int) -> None:

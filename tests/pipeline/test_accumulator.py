@@ -254,6 +254,28 @@ def test_done_batches_are_taken_once_and_their_descriptors_kept_until_released()
         assert rig.accumulator.unfinished() == [first]
 
 
+def test_while_much_is_on_its_way_little_room_is_not_worth_a_call() -> None:
+    with parts() as rig:
+        worth = rig.accumulator.slabs_worth_a_call
+        assert worth == rig.arena.geometry.slab_count // 16 == 1 or worth > 1
+        topic = rig.topic("t", 1)
+        assert not rig.accumulator.is_more_room_coming(), "there is room"
+        while rig.arena.slabs.count_free():
+            rig.accumulator.seal(_open(rig, topic, 0, size=900))
+        assert rig.accumulator.is_more_room_coming()
+        while rig.arena.slabs.count_free() < worth:
+            assert rig.pipeline.deliver_one() is not None
+        assert not rig.accumulator.is_more_room_coming()
+
+
+def test_little_room_is_worth_a_call_where_no_more_is_coming() -> None:
+    with parts() as rig:
+        _open(rig, rig.topic("t", 1), 0, size=900)
+        rig.arena.slabs.claim(rig.arena.slabs.count_free(), SLAB_OPEN)
+        assert rig.arena.slabs.count_free() == 0
+        assert not rig.accumulator.is_more_room_coming(), "all of it is in open batches, which somebody has to seal"
+
+
 def test_pressure_seals_nothing_while_enough_waits_to_be_sent() -> None:
     with parts(compression_type="none") as rig:
         topic = rig.topic("t", 4)
