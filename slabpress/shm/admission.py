@@ -32,7 +32,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from slabpress._native import NONE, SealedQueue
+from slabpress._native import NONE
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors
@@ -69,7 +69,6 @@ class Admission:
         self._shares = arena.output_shares
         self._leave = arena.geometry.split_outputs
         self._worker = worker
-        self._queue = sealed_queue(arena)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -85,9 +84,9 @@ class Admission:
 
     def has_work(self) -> bool:
         """Whether ``take`` would probably find a batch: a look without the lock."""
-        if self._queue.first() is not None:
+        if self._arena.sealed_queue.first() is not None:
             return True
-        if self._queue.is_empty():
+        if self._arena.sealed_queue.is_empty():
             return False
         arena = self._arena
         if arena.memory.load_u64(at.ORPHANS_AT):
@@ -110,11 +109,11 @@ class Admission:
 
     def take(self) -> int | None:
         """Be admitted to the next batch: its descriptor index, or None while there is none or no room."""
-        if self._queue.is_empty():
+        if self._arena.sealed_queue.is_empty():
             return None
         self._lock(fcntl.LOCK_EX)
         try:
-            first = self._queue.first()
+            first = self._arena.sealed_queue.first()
             if first is not None:
                 return self._admit_first(*first)
             ways = (self._adopt_orphan, self._admit_piece, self._admit)
@@ -284,28 +283,3 @@ class Admission:
         for block in arena.slab_states.find_all(owned(SLAB_COMPRESSING, dead_worker)):
             if block not in slabs:
                 arena.slab_states.store(block, SLAB_FREE)
-
-
-def sealed_queue(arena: Arena) -> SealedQueue:
-    """An arena's sealed batches as ``Admission`` looks at them."""
-    return SealedQueue(
-        arena.memory,
-        arena.batch_states,
-        SEALED,
-        arena.seal_ring,
-        at.SEAL_HEAD_AT,
-        at.SEAL_TAIL_AT,
-        at.ORPHANS_AT,
-        at.PARKED_AT,
-        at.SPLITS_AT,
-        OVERSIZE,
-        arena.outputs,
-        arena.output_shares,
-        arena.geometry.split_outputs,
-        arena.layout.descriptors,
-        at.DESCRIPTOR_BYTES,
-        at.COMMIT_AT,
-        at.SEAL_NUMBER_AT,
-        at.FIRST_SLAB_AT,
-        arena.is_direct,
-    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from slabpress._native import Blocks, Memory, Words
 from slabpress.shm import layout as at
 from slabpress.shm.layout import Geometry, Layout, layout_of
+from slabpress.shm.sealed import sealed_queue
 from slabpress.shm.segment import create_segment, map_segment
 from slabpress.shm.shares import output_shares, slab_shares
 from slabpress.shm.states import OUTPUT_FREE, SLAB_FREE
@@ -37,6 +38,7 @@ class Arena:
             blocks of both; those that it claims and counts as free are its own.
         payload_states: state word of each block of ``outputs``.
         slab_shares, output_shares: which leaders' batches have their share of them.
+        sealed_queue: what waits for a worker.
     """
 
     def __init__(self, descriptor: int, mapping: mmap.mmap, geometry: Geometry) -> None:
@@ -78,6 +80,7 @@ class Arena:
         )
         self.slab_shares = slab_shares(self)
         self.output_shares = output_shares(self)
+        self.sealed_queue = sealed_queue(self)
         # Plain reads and writes of what a state word protects; dropped before the mapping is closed.
         self.view: memoryview = memoryview(mapping)
 
