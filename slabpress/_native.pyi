@@ -36,6 +36,7 @@ class Words:
     def store(self, index: int, value: int) -> None: ...
     def find(self, value: int, start: int = 0) -> int: ...
     def find_all(self, value: int) -> list[int]: ...
+    def has(self, value: int) -> bool: ...
     def tally(self, values: int) -> list[int]: ...
 
 class Blocks:
@@ -73,7 +74,17 @@ class OpenBatch:
     seal_number: int
     outcome: Outcome | None
     callbacks_asked: int
-    def __init__(self, descriptor: int, partition: int) -> None: ...
+    topic: Any
+    created_ns: int
+    watch: Any
+    pieces: Any
+    finished: bool
+    era: int
+    failed: int
+    seen: int
+    def __init__(
+        self, descriptor: int, partition: int, topic: Any = None, created_ns: int = 0, watch: Any = None
+    ) -> None: ...
     def ask(self, index: int, callback: DoneCallback) -> None: ...
     def callback_at(self, place: int) -> tuple[DoneCallback, int, int]: ...
     def drop_callbacks(self) -> None: ...
@@ -181,8 +192,31 @@ class Sends:
         on_delivery: DoneCallback | None = None,
     ) -> DeliveryHandle: ...
 
+class OpeningPoint:
+    def __init__(
+        self,
+        memory: Memory,
+        states: Words,
+        open_state: int,
+        descriptors: int,
+        descriptor_bytes: int,
+        blank: bytes,
+        created_at: int,
+        partition_at: int,
+    ) -> None: ...
+    def open(self, batch: OpenBatch, partition_index: int) -> None: ...
+
 class SealPoint:
-    def __init__(self, memory: Memory, tail_at: int, ring: Words, states: Words, seal_number_at: int) -> None: ...
+    def __init__(
+        self,
+        memory: Memory,
+        tail_at: int,
+        ring: Words,
+        states: Words,
+        seal_number_at: int,
+        counters_at: int,
+        output_at: int,
+    ) -> None: ...
 
 class RecordWriter:
     batch_bytes: int

@@ -750,8 +750,15 @@ def test_keys_of_a_wrong_type_are_refused_before_hashing() -> None:
 
 # --- words --------------------------------------------------------------------------------------------------
 
+_FEW = st.integers(0, 300)
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 40), st.integers(0, 3))
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=40)
+    | st.builds(lambda before, one, after: [0] * before + [one] + [1] * after, _FEW, st.integers(0, 3), _FEW),
+    st.integers(0, 40),
+    st.integers(0, 3),
+)
 def test_words_find_what_a_list_would(values: list[int], start: int, wanted: int) -> None:
     start %= len(values)
     memory = Memory(bytearray(4 * len(values) + 8))
@@ -762,6 +769,7 @@ def test_words_find_what_a_list_would(values: list[int], start: int, wanted: int
     order = [*range(start, len(values)), *range(start)]
     assert words.find(wanted, start) == next((index for index in order if values[index] == wanted), -1)
     assert words.find_all(wanted) == [index for index, value in enumerate(values) if value == wanted]
+    assert words.has(wanted) == (wanted in values)
     assert words.tally(4) == [values.count(value) for value in range(4)]
     assert memory.load_u64(0) == 0  # nothing outside the table was touched
 

@@ -10,14 +10,14 @@ import math
 import random
 from typing import Final
 
-from slabpress._native import RecordWriter, SealPoint
+from slabpress._native import OpeningPoint, RecordWriter, SealPoint
 from slabpress.pipeline.batch import Batch, Watch
 from slabpress.pipeline.topics import Topic
 from slabpress.plan import MemoryPlan
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import NETWORK, Control
-from slabpress.shm.descriptors import Descriptors
+from slabpress.shm.descriptors import BLANK
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
     COMPRESSING,
@@ -82,15 +82,31 @@ class Accumulator:
         self._control = control
         self._watch = watch
         self._rng = rng
-        self._descriptors = Descriptors(arena)
         self._topics = TopicTable(arena)
         self._splits = Splits(arena)
         self._cursor = 0
         self.slabs_worth_a_call = max(1, arena.geometry.slab_count // _WORTH_A_CALL)
         self._enough_slabs = arena.geometry.slab_count // (_ON_THE_WIRE if arena.is_direct else _ON_THEIR_WAY)
-        self._seal_point = SealPoint(
-            arena.memory, at.SEAL_TAIL_AT, arena.seal_ring, arena.batch_states, at.SEAL_NUMBER_AT
+        self._opening_point = OpeningPoint(
+            arena.memory,
+            arena.batch_states,
+            OPEN,
+            arena.layout.descriptors,
+            at.DESCRIPTOR_BYTES,
+            BLANK,
+            at.CREATED_AT,
+            at.PARTITION_INDEX_AT,
         )
+        self._seal_point = SealPoint(
+            arena.memory,
+            at.SEAL_TAIL_AT,
+            arena.seal_ring,
+            arena.batch_states,
+            at.SEAL_NUMBER_AT,
+            at.COORDINATOR_COUNTERS_AT,
+            at.FIRST_OUTPUT_AT if arena.is_direct else -1,
+        )
+        self._sealed_states = (SLAB_READY, READY) if arena.is_direct else (SLAB_SEALED, SEALED)
         self._calls = itertools.count(1)
         self._open: dict[int, Batch] = {}  # by descriptor, oldest first: all linger equally long
         self._held: dict[int, Batch] = {}  # those that have lingered and stay open, see _UNDER_WAY_ENOUGH
@@ -183,12 +199,11 @@ class Accumulator:
             return None
         self._cursor = (descriptor + 1) % states.count
         # Known before it is OPEN: whatever a signal handler raises in between, lingering closes it again.
-        batch = Batch(descriptor, topic, partition, now_ns, self._watch)
+        batch = Batch(descriptor, partition, topic, now_ns, self._watch)
         batch.limit = topic.batch_limit
         self.batches[descriptor] = batch
         self._open[descriptor] = batch
-        self._descriptors.open(descriptor, partition_index, now_ns)
-        states.store(descriptor, OPEN)
+        self._opening_point.open(batch, partition_index)
         topic.open[partition] = batch
         return batch
 
@@ -199,14 +214,7 @@ class Accumulator:
         and is done again by whoever meets the batch next: a closed batch takes no records.
         """
         if batch.records > 0 and not batch.closed:
-            if self._arena.is_direct:
-                self._descriptors.set_slabs_as_output(batch.descriptor)
-                self.writer.seal(batch, SLAB_READY, READY, self._seal_point)
-            else:
-                self.writer.seal(batch, SLAB_SEALED, SEALED, self._seal_point)
-            memory = self._arena.memory
-            for place, amount in enumerate((batch.records, batch.bytes, 1)):
-                memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * place, amount)
+            self.writer.seal(batch, *self._sealed_states, self._seal_point)
             batch.topic.under_way[batch.partition] = batch.topic.under_way.get(batch.partition, 0) + 1
         topic = batch.topic
         if topic.open[batch.partition] is batch:
@@ -301,7 +309,7 @@ class Accumulator:
     def has_results(self) -> bool:
         """Whether ``take_done`` or ``partial`` would find a batch."""
         states = self._arena.batch_states
-        return states.find(DONE) >= 0 or (self._splits.any_ever() and states.find(PARTIAL) >= 0)
+        return states.has(DONE) or (self._splits.any_ever() and states.has(PARTIAL))
 
     def partial(self) -> list[Batch]:
         """The split batches of which a piece has its result."""

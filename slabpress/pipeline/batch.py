@@ -100,6 +100,9 @@ class Watch:
 
     def count(self, batch: Batch, outcome: Outcome) -> None:
         """Take note of an outcome. The caller holds ``changed``."""
+        if batch.pieces is None and outcome.error is None:  # nearly every batch
+            self.delivered_ever += batch.records
+            return
         for piece in batch.pieces or (Piece(0, batch.records, outcome),):
             if piece.outcome.error is None:
                 self.delivered_ever += piece.records
@@ -140,6 +143,7 @@ class Batch(OpenBatch):
 
     Attributes:
         topic: the topic it belongs to.
+        watch: who waits for it.
         created_ns: CLOCK_MONOTONIC time of its first record; linger and the delivery timeout count from it.
         outcome: set once, when the broker or a deadline decided; of a split batch, the first failure if there is one.
         pieces: of a split batch, what became of its records, in order; None for a whole one.
@@ -149,28 +153,11 @@ class Batch(OpenBatch):
         seen: how many of its records' failures were looked at.
     """
 
-    __slots__ = (
-        "created_ns",
-        "era",
-        "failed",
-        "finished",
-        "pieces",
-        "seen",
-        "topic",
-        "watch",
-    )
-
-    def __init__(self, descriptor: int, topic: Topic, partition: int, created_ns: int, watch: Watch) -> None:
-        super().__init__(descriptor, partition)
-        self.topic = topic
-        self.created_ns = created_ns
-        self.watch = watch
-        self.outcome: Outcome | None = None
-        self.finished = False
-        self.pieces: list[Piece] | None = None
-        self.era = -1
-        self.failed = 0
-        self.seen = 0
+    __slots__ = ()  # all is kept, and set at first, in native code
+    topic: Topic
+    watch: Watch
+    outcome: Outcome | None
+    pieces: list[Piece] | None
 
     def resolve_piece(self, records: int, outcome: Outcome) -> None:
         """Take note of what became of the next records of a split batch."""

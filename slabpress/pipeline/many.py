@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from slabpress._native import (
@@ -92,14 +93,14 @@ class Many:
     def _append_all(self, topic: Topic, max_block_s: float) -> None:
         try:
             while not self._source.is_done():
-                self._sender.with_room(lambda: self._advance(topic), topic, time.monotonic() + max_block_s)
+                self._sender.with_room(partial(self._advance, topic), topic, time.monotonic() + max_block_s)
         finally:
             if self._opened is not None:
                 self._accumulator.drop_if_empty(self._opened)  # the record that it was opened for was refused
                 self._opened = None
 
     def _advance(self, topic: Topic) -> bool | None:
-        """Append until a batch is full or there is no room: True for progress, None for no room.
+        """Append until there is no room, or a batch is full while others wait: True for progress, None for no room.
 
         Opening a batch is no progress by itself: who opened one and then found no slab must wait in line like
         everybody else, with the empty batch released, and not come back to open it again.
@@ -121,7 +122,9 @@ class Many:
             assert batch is not None  # noqa: S101 - the writer has just looked at it
             if why == STOPPED_BATCH_FULL:
                 self._accumulator.seal(batch)
-                return True
+                if self._sender.line.turns:
+                    return True  # this thread stands in line no more, or makes room for those who do
+                continue
             self._accumulator.drop_if_empty(batch)
             if sticky and self._sender.go_around(topic):
                 continue

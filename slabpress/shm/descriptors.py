@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from slabpress._native import NONE
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
-from slabpress.shm.splits import Splits
+from slabpress.shm.splits import UNSPLIT
 
 _SEAL = struct.Struct("<Qqqq")  # commit, base timestamp, max timestamp, created
 _OUTPUT = struct.Struct("<IIII")  # first output, output count, payload bytes, codec
@@ -30,7 +30,19 @@ _TASK = struct.Struct(
 )
 
 _RECORDS_MASK = 0xFFFF_FFFF
-_WORDS_TO_CLEAR = (at.ATTEMPTS_AT + 4 - at.PARTITION_INDEX_AT) // 4
+
+
+def _blank() -> bytes:
+    """How the descriptor of an empty batch begins: all that precedes the header, but for two fields."""
+    fields = bytearray(at.BATCH_HEADER_AT)
+    for field in (at.FIRST_SLAB_AT, at.FIRST_OUTPUT_AT):
+        struct.pack_into("<I", fields, field, NONE)
+    fields[at.SPLIT_SOURCE_AT : at.SPLIT_SOURCE_AT + len(UNSPLIT)] = UNSPLIT
+    _IDENTITY.pack_into(fields, at.BATCH_PRODUCER_ID_AT, -1, -1, -1)
+    return bytes(fields)
+
+
+BLANK: Final = _blank()
 
 
 class Sealed(NamedTuple):
@@ -101,20 +113,16 @@ class Descriptors:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._base = arena.layout.descriptors
-        self._splits = Splits(arena)
 
     def _at(self, index: int, field: int) -> int:
         return self._base + index * at.DESCRIPTOR_BYTES + field
 
     def open(self, index: int, partition_index: int, created_ns: int) -> None:
-        """Prepare a descriptor for an empty batch (coordinator)."""
+        """Prepare a descriptor for an empty batch, as the coordinator's ``OpeningPoint`` does."""
         view = self._arena.view
-        _SEAL.pack_into(view, self._at(index, at.COMMIT_AT), 0, 0, 0, created_ns)
-        struct.pack_into("<Q", view, self._at(index, at.SEAL_NUMBER_AT), 0)
-        fields = (partition_index, NONE, 0, NONE, *(0,) * (_WORDS_TO_CLEAR - 4))
-        struct.pack_into(f"<{_WORDS_TO_CLEAR}I", view, self._at(index, at.PARTITION_INDEX_AT), *fields)
-        self._splits.reset(index)
-        _IDENTITY.pack_into(view, self._at(index, at.BATCH_PRODUCER_ID_AT), -1, -1, -1)
+        view[self._at(index, 0) : self._at(index, len(BLANK))] = BLANK
+        struct.pack_into("<q", view, self._at(index, at.CREATED_AT), created_ns)
+        struct.pack_into("<I", view, self._at(index, at.PARTITION_INDEX_AT), partition_index)
 
     def set_seal_number(self, index: int, number: int) -> None:
         """Give the batch its place in the order, from 1 (coordinator, before SEALED)."""
@@ -215,6 +223,8 @@ class Descriptors:
         code, record, retriable, length, offset, append_time = _RESULT.unpack_from(
             view, self._at(index, at.RESULT_CODE_AT)
         )
-        start = self._at(index, at.TEXT_AT)
-        text = bytes(view[start : start + min(length, at.TEXT_BYTES)]).decode(errors="ignore")
+        text = ""
+        if length:  # of a batch that was delivered there is none
+            start = self._at(index, at.TEXT_AT)
+            text = bytes(view[start : start + min(length, at.TEXT_BYTES)]).decode(errors="ignore")
         return Result(code, record, offset, append_time, bool(retriable), text)

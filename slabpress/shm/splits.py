@@ -30,7 +30,8 @@ _SOURCE: Final = struct.Struct("<II")  # bytes, codec
 _COURSE: Final = struct.Struct("<IIII")  # first, wanted, ceiling, refused bytes
 _PIECE: Final = struct.Struct("<IqI")  # records, max timestamp, first
 _ALL: Final = struct.Struct("<IIIIIIIIqI")
-_UNSPLIT: Final = _ALL.pack(NONE, *(0,) * 9)
+# What a whole batch has there.
+UNSPLIT: Final = _ALL.pack(NONE, *(0,) * 9)
 # Above any count of records.
 _NO_CEILING: Final = 0xFFFF_FFFF
 
@@ -77,11 +78,6 @@ class Splits:
 
     def _at(self, index: int, field: int) -> int:
         return self._base + index * at.DESCRIPTOR_BYTES + field
-
-    def reset(self, index: int) -> None:
-        """The batch is whole (coordinator, when it opens it)."""
-        start = self._at(index, at.SPLIT_SOURCE_AT)
-        self._arena.view[start : start + len(_UNSPLIT)] = _UNSPLIT
 
     def get(self, index: int) -> Split:
         """Read the fields; of a batch of an arena that never split any, those of a whole one."""

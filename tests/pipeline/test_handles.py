@@ -28,7 +28,7 @@ class _Desk:
         self.topic = Topic("t", 0)
 
     def batch(self, records: int = 3, partition: int = 1) -> Batch:
-        made = Batch(0, self.topic, partition, 0, self.watch)
+        made = Batch(0, partition, self.topic, 0, self.watch)
         with small_arena() as arena:
             writer = make_writer(arena)
             for _ in range(records):

@@ -26,7 +26,7 @@ def failure(name: str = "MESSAGE_TOO_LARGE") -> Outcome:
 
 
 def loose_batch() -> Batch:
-    return Batch(0, Topic("t", 0), 0, 0, Watch())
+    return Batch(0, 0, Topic("t", 0), 0, Watch())
 
 
 def test_however_many_records_fail_alone_one_piece_is_left() -> None:

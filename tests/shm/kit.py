@@ -100,10 +100,10 @@ def open_batch(arena: Arena, descriptor: int = 0, partition: int = 0, created_ns
 
 
 def publish_seal(arena: Arena, descriptors: Descriptors, batch: OpenBatch) -> int:
-    """Publish a batch that has records, store by store as ``Accumulator.seal``; its seal number.
+    """Publish a batch that has records, store by store as ``RecordWriter.seal``; its seal number.
 
-    The stores after the first are those of the native seal (native/writer.pxi), in its order: that one cannot be
-    stopped in between, nor could it be asked to leave the arena to a process that dies.
+    The native one (native/writer.pxi) cannot be stopped in between, nor could it be asked to leave the arena to a
+    process that dies. What it counts at last is left out.
     """
     tail, index = arena.seal_tail, batch.descriptor
     if arena.is_direct:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slabpress._native import NONE
+from slabpress._native import NONE, OpenBatch, OpeningPoint
 from slabpress.shm import layout as at
-from slabpress.shm.descriptors import Descriptors, Output, Result
+from slabpress.shm.descriptors import BLANK, Descriptors, Output, Result
 from slabpress.shm.splits import Splits
-from slabpress.shm.states import ORPHAN
+from slabpress.shm.states import OPEN, ORPHAN
 from slabpress.shm.topics import TopicAnswer, TopicTable
 from tests.shm.kit import SealingCoordinator, small_arena
 
@@ -56,8 +57,8 @@ def test_every_field_is_kept_apart(
 ) -> None:
     with small_arena() as arena:
         descriptors = Descriptors(arena)
-        descriptors.set_result(1, Result(1, 2, 3, 4, retriable=True, text="kept"))
         descriptors.open(1, partition, created)
+        descriptors.set_result(1, Result(1, 2, 3, 4, retriable=True, text="kept"))
         descriptors.set_output(1, output)
         descriptors.set_worker(1, worker)
         descriptors.set_attempts(1, attempts)
@@ -102,6 +103,30 @@ def test_a_descriptor_that_is_opened_again_remembers_nothing() -> None:
         assert descriptors.output(2).first_output == NONE
         assert descriptors.output(2).payload_bytes == 0
         assert (descriptors.worker(2), descriptors.attempts(2), descriptors.seal_number(2)) == (0, 0, 0)
+
+
+def test_what_the_coordinator_opens_natively_is_what_open_prepares() -> None:
+    with small_arena() as arena:
+        table = slice(arena.layout.descriptors, arena.layout.descriptors + 3 * at.DESCRIPTOR_BYTES)
+        arena.view[table] = b"\xa5" * 3 * at.DESCRIPTOR_BYTES
+        Descriptors(arena).open(1, 7, 1 << 40)
+        prepared = bytes(arena.view[table])
+        arena.view[table] = b"\xa5" * 3 * at.DESCRIPTOR_BYTES
+        point = OpeningPoint(
+            arena.memory,
+            arena.batch_states,
+            OPEN,
+            arena.layout.descriptors,
+            at.DESCRIPTOR_BYTES,
+            BLANK,
+            at.CREATED_AT,
+            at.PARTITION_INDEX_AT,
+        )
+        point.open(OpenBatch(1, 0, created_ns=1 << 40), 7)
+        assert bytes(arena.view[table]) == prepared
+        assert arena.batch_states.load(1) == OPEN
+        with pytest.raises(IndexError):
+            point.open(OpenBatch(arena.geometry.batch_count, 0), 7)
 
 
 def test_a_topic_is_asked_for_answered_and_forgotten() -> None:

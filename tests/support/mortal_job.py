@@ -1,7 +1,7 @@
 """A job that dies between any two of its stores: what accumulator and session do to an arena, store by store.
 
-``seal`` makes the stores of the accumulator's, in its order (``publish_seal``): those of the native one, which cannot
-be stopped in between, and in a direct arena the one before them.
+``append`` and ``seal`` make the stores of the accumulator's, in their order (``publish_seal``): it opens and seals in a
+native call each, which cannot be stopped in between. The counters that a seal ends with are nobody's but the job's.
 """
 
 from __future__ import annotations
