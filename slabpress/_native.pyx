@@ -98,16 +98,10 @@ cdef extern from *:
         *out = (char)zigzag;
         return out + 1;
     }
-    /* memcpy, without the call where that is most of it: keys, header names, values of up to 256 bytes. Reads and writes
-       nothing beyond: the last block overlaps the one before. */
+    /* memcpy, without the call where that is most of it: keys, header names. Reads and writes nothing beyond. */
     static inline void sp_copy(char *out, const char *data, int64_t size) {
-        if (size > 256) memcpy(out, data, size);
-        else if (size >= 32) {
-            for (int64_t at = 0; at < size - 32; at += 32) memcpy(out + at, data + at, 32);
-            memcpy(out + size - 32, data + size - 32, 32);
-        } else if (size > 16) {
-            memcpy(out, data, 16); memcpy(out + size - 16, data + size - 16, 16);
-        } else if (size >= 8) {
+        if (size > 16) memcpy(out, data, size);
+        else if (size >= 8) {
             uint64_t head, tail;
             memcpy(&head, data, 8); memcpy(&tail, data + size - 8, 8);
             memcpy(out, &head, 8); memcpy(out + size - 8, &tail, 8);

@@ -19,6 +19,7 @@ from slabpress.errors import (
     RecordValueError,
     TooManyTopicsError,
 )
+from slabpress.pipeline.room import Turn
 from slabpress.shm.control import COORDINATOR, NETWORK
 from tests.pipeline.instant import WATCHDOG_S, DeliveredBatch, Rig, delivered, parts, refused, until
 from tests.support.reference_batch import java_partition
@@ -288,6 +289,27 @@ def test_a_call_notes_a_batch_that_others_seal_before_it_goes_on() -> None:
         assert topic.open == [None, None]
         assert not many.done()
         assert not first.done()
+
+
+@pytest.mark.parametrize("others_wait", [False, True])
+def test_a_call_looks_who_waits_for_room_at_each_batch_if_anybody_does(
+    others_wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with parts(linger_ms=5, batch_size=4096) as rig:
+        rig.topic("t", 1)
+        line, with_room, sealed = rig.sender.line, rig.sender.with_room, list[int]()
+
+        def count_and_go_on(*arguments: Any) -> Any:
+            sealed.append(len(rig.sealed()))
+            return with_room(*arguments)
+
+        monkeypatch.setattr(rig.sender, "with_room", count_and_go_on)
+        turn = Turn(rig.sender.lock, 1)
+        if others_wait:
+            line.join(turn)
+        assert rig.send_many([b"x" * 1000] * 12).accepted == 12
+        assert len(rig.sealed()) == 2
+        assert sealed == ([0, 1, 2] if others_wait else [0])
 
 
 def test_records_before_a_refused_one_ring_the_coordinator_whose_linger_timer_is_off() -> None:
