@@ -26,8 +26,13 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
 PARTITIONS: Final = 4
 RECORDS: Final = 10_000
-# So that what was sent before the death is still open, or sealed, when it comes.
-LINGERING: Final[dict[str, Any]] = {"linger_ms": 60_000, "workers": 2, "buffer_memory": "16MiB"}
+# So that of what was sent before the death some batches are full, and sealed, and some are still open when it comes.
+LINGERING: Final[dict[str, Any]] = {
+    "linger_ms": 60_000,
+    "workers": 2,
+    "buffer_memory": "16MiB",
+    "batch_size": "256KiB",
+}
 # A program that starts the job and then waits for none but the job: the orphans become its children, unreaped.
 REAPS_NOBODY: Final = (sys.executable, "-c", """
 import ctypes, subprocess, sys
