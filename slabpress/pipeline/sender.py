@@ -192,6 +192,8 @@ class Sender:
         """
         if may_seal and self._accumulator.lingers_not and not batch.topic.under_way:
             self._accumulator.seal(batch)
+            if self.next_turn_s == math.inf:
+                self._control.wake(COORDINATOR)  # or nobody would make up for a ring that goes to a stopped process
         elif self._accumulator.lingering == 1:
             due_ns = self._accumulator.next_linger_ns()
             if due_ns is not None and due_ns < self.next_turn_s * 1e9:

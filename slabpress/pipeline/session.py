@@ -80,6 +80,7 @@ class Session:
             self.arena.close()
             raise
         self._next_nudge = 0.0
+        self._sealed_at_nudge = 0
         self._connections_most = 0
         self._connections_said = False
         self._last_statistics: Statistics | None = None
@@ -127,10 +128,17 @@ class Session:
             linger_ns = self.accumulator.next_linger_ns()
             due = [
                 None if linger_ns is None else linger_ns / 1e9,
-                self._next_nudge if self.accumulator.has_unfinished() else None,
+                self._next_nudge if self._was_active() else None,
                 self._topics.next_idle(),
             ]
         return min((time_s for time_s in due if time_s is not None), default=None)
+
+    def _was_active(self) -> bool:
+        """Whether anything is under way, or was since the last nudge.
+
+        The second half keeps a timer while records come one by one, so that none of them has to ring for one.
+        """
+        return self.arena.seal_tail != self._sealed_at_nudge or self.accumulator.has_unfinished()
 
     def _nudge(self) -> None:
         """Once a second, while anything is under way: ring whoever sleeps and may have work.
@@ -138,9 +146,10 @@ class Session:
         A ring that went to a process that was stopped, or died before it passed it on, costs a second by this.
         """
         now = time.monotonic()
-        if now < self._next_nudge or not self.accumulator.has_unfinished():
+        if now < self._next_nudge or not self._was_active():
             return
         self._next_nudge = now + _NUDGE_S
+        self._sealed_at_nudge = self.arena.seal_tail
         self._connections_most = self.arena.memory.load_u64(at.CONNECTIONS_MOST_AT)
         self._control.wake(NETWORK)
         sealed = not self.arena.is_direct and self.arena.seal_head != self.arena.seal_tail

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import select
 import threading
 from collections import defaultdict
 from functools import partial
@@ -22,7 +24,7 @@ from slabpress.errors import (
 from slabpress.pipeline import coordinator as coordinator_module
 from slabpress.pipeline.batch import DeliveryHandle, ManyDelivery
 from slabpress.shm import layout as at
-from slabpress.shm.control import COORDINATOR
+from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK
 from slabpress.shm.descriptors import Descriptors, Result
 from slabpress.shm.states import DONE
 from slabpress.shm.topics import TopicTable
@@ -439,3 +441,27 @@ def test_a_seal_that_a_signal_handler_cuts_short_is_as_good_as_any_other() -> No
         assert reported == [0, 1, 2], "in the order of sealing"
         assert rig.pipeline.values("t", 0) == [b"first", b"second", b"third"]
         assert [handle.result(0).offset for handle in handles] == [0, 1, 2]
+
+
+@pytest.mark.timeout(WATCHDOG_S)
+def test_a_batch_that_its_sender_sealed_is_rung_for_again_though_the_coordinator_slept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first ring may have gone to a process that is stopped; nobody but the coordinator makes up for it."""
+    monkeypatch.setattr("slabpress.pipeline.session._NUDGE_S", 0.01)
+    with Rig() as rig:
+        rig.send("t", b"first").result(WATCHDOG_S)
+        rig.thread.hold()
+        until(lambda: rig.sender.next_turn_s == math.inf)  # nothing is due
+        slot = NETWORK if rig.session.arena.is_direct else FIRST_WORKER
+        bell = rig.coordinator.control.bells[slot]
+        rig.thread.stop()
+        for _ in range(2):  # the sender's ring, and the coordinator's
+            bell.drain()
+            rig.coordinator.control.lie_down(slot)
+            if not rig.pending():
+                rig.send("t", b"second")
+            assert select.select([bell], [], [], WATCHDOG_S)[0], "nobody rang"
+        while rig.pipeline.deliver_one() is not None:
+            pass
+        rig.flush()
