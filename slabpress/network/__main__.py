@@ -56,8 +56,9 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     child.running()
-    while not child.must_end():
-        loop.turn(child.idle_timeout_s)
+    ask = True  # after the job; where it has a pidfd only when that rings, for each question is a system call
+    while not (child.control.stopping or (ask and child.parent_is_gone())):
+        ask = loop.turn(child.idle_timeout_s) or child.parent < 0
     if not child.control.stopping and settings.orphan_drain:
         drain_for(child, loop, settings)
     loop.close()

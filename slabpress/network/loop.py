@@ -30,6 +30,7 @@ from slabpress.shm.handover import Child
 from slabpress.shm.layout import ORPHANS_AT, PARKED_AT, SPLITS_AT
 
 _NS_PER_S: Final = 1_000_000_000
+_NEVER_NS: Final = 1 << 63
 
 
 class Loop:
@@ -64,6 +65,7 @@ class Loop:
         retry_backoff = Backoff(settings.retry_backoff_ms, settings.retry_backoff_max_ms, random)
         reconnect_backoff = Backoff(settings.reconnect_backoff_ms, settings.reconnect_backoff_max_ms, random)
         self._resolver = Resolver(self._bell)
+        self._due_ns = 0  # before this nothing that was timed when the last wait began can be due
         buffer = memoryview(bytearray(RECEIVE_BYTES))
         tools = Tools(settings, self._selector, self._resolver, reconnect_backoff, buffer, self)
         self.queues = Queues()
@@ -113,25 +115,29 @@ class Loop:
         if descriptor >= 0:
             self._selector.unregister(descriptor)
 
-    def turn(self, longest_s: float | None) -> None:
+    def turn(self, longest_s: float | None) -> bool:
         """Do everything that can be done now, then wait for more.
 
         Args:
             longest_s: the longest wait, None for no limit.
+
+        Returns:
+            Whether the job may have ended: its pidfd rang, or nothing did.
         """
         now = self._clock()
         self._follow_changes()
         self._look(now)
         self.queues.tick(now)
-        for broker in self.brokers:
-            broker.check(now)
+        if now >= self._due_ns:
+            for broker in self.brokers:
+                broker.check(now)
+        self._send(now)  # first: a record that comes alone waits for nothing else
         self.refresher.turn(now)
-        self._send(now)
         self.identities.turn(now)  # after what is to be sent has shown for whom
         self._tell_others()
         if self._leaving:
             self._let_go()
-        self._wait(now, longest_s)
+        return self._wait(now, longest_s)
 
     def close(self) -> None:
         """Close every socket."""
@@ -172,14 +178,17 @@ class Loop:
     def _tell_others(self) -> None:
         """Wake who may go on because of what was done."""
         self._write_report()
+        self._tell_of_results()
+        if self.refresher.answered_topics:
+            self.refresher.answered_topics = 0
+            self._control.wake(COORDINATOR)
+
+    def _tell_of_results(self) -> None:
         if self.producing.finished or self.queues.moved:
             self.producing.finished, self.queues.moved = 0, False
             self._control.wake(COORDINATOR)
             if any(arena.needs_workers and _waits_for_worker(arena.arena) for arena in self.arenas.values()):
                 self._control.wake_one_worker()
-        if self.refresher.answered_topics:
-            self.refresher.answered_topics = 0
-            self._control.wake(COORDINATOR)
 
     def _write_report(self) -> None:
         """While no broker gives metadata, say why; the coordinator quotes it."""
@@ -191,26 +200,34 @@ class Loop:
             arena.arena.write_report(report)
         self._control.wake(COORDINATOR)
 
-    def _wait(self, now: int, longest_s: float | None) -> None:
+    def _wait(self, now: int, longest_s: float | None) -> bool:
         self._control.lie_down(self._slot)
         timeout_s: float | None = 0.0
+        self._due_ns = 0
         if not (self._look(now) or self._child.has_changes() or self._control.stopping):
             timeout_s = self._timeout_s(now)
+            self._due_ns = _NEVER_NS if timeout_s is None else now + int(timeout_s * _NS_PER_S)
             if longest_s is not None:
                 timeout_s = longest_s if timeout_s is None else min(timeout_s, longest_s)
         events = self._selector.select(timeout_s)
         self._control.get_up(self._slot)
         now = self._clock()
+        job_may_have_ended = not events
         for key, mask in events:
             if isinstance(key.data, Broker):
                 key.data.handle(mask, now)
+                self._due_ns = 0  # it may have set times of its own
             elif key.fileobj is self._bell:
                 self._bell.drain()
                 for result in self._resolver.results():
+                    self._due_ns = 0
                     for broker in self.brokers:
                         broker.resolved(result, now)
+            else:
+                job_may_have_ended = True
         if self.producing.finished:
-            self._tell_others()  # what the responses said, before anything else: programs wait for it
+            self._tell_of_results()  # what the responses said, before anything else: programs wait for it
+        return job_may_have_ended
 
     def _timeout_s(self, now: int) -> float | None:
         """How long nothing happens by itself."""

@@ -75,8 +75,6 @@ class Resolver:
     def results(self) -> list[Resolved]:
         """The lookups that have ended since the last call."""
         found = []
-        while True:
-            try:
-                found.append(self._results.get_nowait())
-            except queue.Empty:
-                return found
+        while not self._results.empty():  # nobody else takes any
+            found.append(self._results.get_nowait())
+        return found

@@ -1,0 +1,73 @@
+"""What the event loop asks, and what it leaves unasked, between one wait and the next."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from slabpress.config import PIPELINE_SETTINGS, Config
+from slabpress.network.broker import Broker
+from slabpress.network.loop import Loop
+from slabpress.network.settings import NetworkSettings
+from slabpress.shm.control import NETWORK, Control
+
+
+class Bench:
+    """A loop without arenas, with a pipe in the place of the job's pidfd."""
+
+    def __init__(self) -> None:
+        self.control = Control.create(0)
+        self.parent, self.job = os.pipe()
+        child = SimpleNamespace(
+            control=self.control, slot=NETWORK, watched=[self.parent], changes=list, has_changes=lambda: False
+        )
+        config = Config.of("127.0.0.1:1")
+        settings = NetworkSettings.of({name: getattr(config, name) for name in PIPELINE_SETTINGS})
+        self.loop = Loop(cast(Any, child), settings, time.monotonic_ns, random.random)
+
+    def close(self) -> None:
+        self.loop.close()
+        self.control.close()
+        for descriptor in {self.parent, self.job}:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+@pytest.mark.timeout(30)
+def test_the_job_is_asked_after_when_its_pidfd_rings_or_nothing_does_and_not_for_every_record(bench: Bench) -> None:
+    bench.control.bells[NETWORK].ring()
+    assert not bench.loop.turn(None)
+    assert bench.loop.turn(0.0)
+    os.write(bench.job, b"x")
+    bench.control.bells[NETWORK].ring()
+    assert bench.loop.turn(None)
+
+
+@pytest.mark.timeout(30)
+def test_brokers_are_looked_at_when_something_of_theirs_may_be_due_and_not_for_every_record(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(Broker, "check", lambda _broker, now: looks.append(now))
+    bench.loop.turn(0.0)
+    looks.clear()
+    due_ns = time.monotonic_ns() + 50_000_000
+    monkeypatch.setattr(Broker, "deadline_ns", lambda _broker: due_ns)
+    bench.loop.turn(0.0)  # from here on the loop knows when it is due
+    looks.clear()
+    bench.control.bells[NETWORK].ring()
+    while not looks:
+        bench.loop.turn(1.0)
+    assert looks[0] >= due_ns
