@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import sys
 import threading
@@ -31,6 +32,9 @@ from typing import Any
 from slabpress import Producer
 from tests.crash.tally import Line, Tally
 from tests.integration.deaths.records import value_of
+
+# What records are filled from, each from another place of it: text that a codec has work with.
+TEXT = random.Random(5).randbytes(500_000).hex().encode()
 
 
 def say(**what: Any) -> None:
@@ -52,10 +56,7 @@ class Senders:
         self._partitions: int = spec.get("partitions", 1)
         self._pause_s: float = spec.get("pause_s", 0.0)
         self._records: int | None = spec.get("records")
-        # Text that a codec has some work with.
-        self._filling = b" ".join(b"%d" % (number * 7919 % 10_007) for number in range(10_000))[
-            : spec.get("filling", 0)
-        ]
+        self._filling: int = spec.get("filling", 0)
         self._stopping = False
         lines = Tally(Path(spec["tally"])).lines[: spec.get("threads", 1)]
         # Daemons: a job that "ends" by an exception in its main thread is not to wait for them.
@@ -77,7 +78,9 @@ class Senders:
     def _send_one(self, name: str, line: Line, number: int) -> None:
         partition = number % self._partitions
         line.attempt(number + 1)
-        self._producer.send(self._topic, value_of(name, partition, number, self._filling), partition=partition)
+        begin = number * 1_009 % (len(TEXT) - self._filling)
+        value = value_of(name, partition, number, TEXT[begin : begin + self._filling])
+        self._producer.send(self._topic, value, partition=partition)
         line.accept(number + 1)
 
     def work(self) -> None:

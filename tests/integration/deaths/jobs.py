@@ -114,24 +114,28 @@ class Job:
                     found.append(one)
         return sorted(found)
 
-    def stop_worker_with_a_batch(self) -> Found:
-        """Stop a worker while it compresses."""
+    def stop_workers(self) -> list[Found]:
+        """Stop all workers; what is sealed then waits for them."""
         workers = self.children(WORKER)  # in the order in which they were started, which is that of their indices
-        found: list[Found] = []
+        for worker in workers:
+            _stop(worker)
+        return workers
 
-        def look() -> bool:
-            for index, worker in enumerate(workers):
-                process = psutil.Process(worker.pid)
-                process.suspend()
-                until(lambda process=process: process.status() == psutil.STATUS_STOPPED, "the worker to stop")  # type: ignore[misc]
-                if _compresses(worker.pid, index):
-                    found.append(worker)
-                    return True
-                process.resume()
+    def let_one_begin(self, workers: list[Found]) -> Found:
+        """Of stopped workers, stop the first again when it has a batch in its hands, and let the others go on."""
+        victim, *others = workers
+
+        def has_begun() -> bool:
+            if _compresses(victim.pid, 0):
+                return True
+            psutil.Process(victim.pid).resume()
+            _stop(victim)
             return False
 
-        until(look, "a worker to have a batch in its hands")
-        return found[0]
+        until(has_begun, "a worker to have a batch in its hands")
+        for worker in others:
+            psutil.Process(worker.pid).resume()
+        return victim
 
     def note_memory(self) -> None:
         """Remember which shared memory its processes have, to look for it when they are gone."""
@@ -188,6 +192,12 @@ def _arena_of(pid: int) -> Iterator[Arena]:
         yield arena
     finally:
         arena.close()
+
+
+def _stop(found: Found) -> None:
+    process = psutil.Process(found.pid)
+    process.suspend()
+    until(lambda: process.status() == psutil.STATUS_STOPPED, "the process to stop")
 
 
 def _compresses(pid: int, worker: int) -> bool:

@@ -189,11 +189,11 @@ def test_kill_9_of_the_job_and_of_a_worker_where_nobody_reaps_orphans(
 def check_job_and_worker(kafka: KafkaCluster, topic: str, make_job: MakeJob, **spec: Any) -> None:
     kafka.create_topic(topic, PARTITIONS)
     settings = {"compression_type": "gzip", "compression_level": 9}
-    job = job_that_has_sent(make_job, kafka, topic, settings=settings, filling=1000, **spec)
+    job = job_that_has_sent(make_job, kafka, topic, settings=settings, filling=500, **spec)
     with paused(kafka):
-        job.say()
-        victim = job.stop_worker_with_a_batch()
-        job.hear()
+        workers = job.stop_workers()
+        let_send_all(job)
+        victim = job.let_one_begin(workers)
         job.kill()
         job.await_drain()
         os.kill(victim.pid, signal.SIGKILL)
