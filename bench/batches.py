@@ -132,7 +132,7 @@ def _library(codec: str) -> Callable[[bytes], object]:
         return snappy.compress_raw
     if codec == "lz4":
         return lambda data: lz4.frame.compress(data, block_linked=False)
-    parameters = zstd_parameters(CODECS[codec][1] or 3, LARGEST_BATCH)
+    parameters = zstd_parameters(CODECS[codec][1] or 3)
     return zstandard.ZstdCompressor(compression_params=parameters).compress
 
 

@@ -66,19 +66,17 @@ _DECODER_BYTES = 2 * BLOCK_BYTES + 2 * 32 * _KIB
 # glibc's heap grows in steps of 128 KiB (M_TOP_PAD), and what was freed in it stays in it.
 _ALLOCATOR_BYTES = 128 * _KIB
 
-ZSTD_SMALL_TABLES_BYTES: Final = 256 * _KIB
-"""Contexts for batches of up to so many bytes have smaller tables at level 3 (``codecs.zstd_parameters``)."""
-
 _ZSTD_FIRST_LOG = 16  # the first column below: batches up to 64 KiB
 # KiB of a streaming compression context, by ``ZstdCompressor.memory_size()`` of zstd 1.5.7 (1.5.6 needs no
 # more). Row 0 is every negative level, row n is level n. A column is the largest batch, 64 KiB doubling to
-# 128 MiB, and holds the most that any batch up to that size takes: zstd's tables differ by the input's size.
+# 128 MiB, and holds the most that any batch up to that size takes: zstd's tables differ by the input's size. Level 3
+# has tables of its own (`codecs.zstd_parameters`).
 # fmt: off
 _ZSTD_KIB: Final = (
     (474, 906, 1050, 1306, 1306, 1306, 1306, 1306, 1306, 1306, 1306, 1306),
     (490, 922, 1082, 1338, 1338, 1338, 1338, 1338, 1338, 1338, 1338, 1338),
     (586, 1018, 1146, 1530, 2042, 2042, 2042, 2042, 2042, 2042, 2042, 2042),
-    (714, 1146, 1274, 2042, 2554, 3578, 3578, 3578, 3578, 3578, 3578, 3578),
+    (842, 1274, 1402, 1658, 2170, 3194, 3194, 3194, 3194, 3194, 3194, 3194),
     (1226, 1914, 1914, 3322, 3834, 4858, 4858, 4858, 4858, 4858, 4858, 4858),
     (1098, 1530, 2298, 3834, 4346, 5370, 5370, 5370, 5370, 5370, 5370, 5370),
     (1098, 1530, 3578, 3834, 4346, 5370, 5370, 5370, 5370, 5370, 5370, 5370),

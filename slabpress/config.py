@@ -33,10 +33,8 @@ _ACKS: Final[dict[object, int]] = {"all": -1, "-1": -1, -1: -1, "0": 0, 0: 0, "1
 _SERVER: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s:\[\]]+)):(?P<port>\d{1,5})")
 SLAB_BYTES_MIN: Final = 1024
 SLAB_BYTES_MAX: Final = 1 << 20
-# Compressed by one worker: several batches keep several workers busy, and one stays in its cache.
-BATCH_BYTES_DEFAULT: Final = 256 * 1024
-# Uncompressed, larger ones cost everybody less: nearly what brokers take by default (max.message.bytes, 1 MiB).
-DIRECT_BATCH_BYTES_DEFAULT: Final = 960 * 1024
+# Nearly what brokers take by default (max.message.bytes, 1 MiB): the larger a batch, the less it costs everybody.
+BATCH_BYTES_DEFAULT: Final = 960 * 1024
 SLABS_PER_ARENA: Final = 2048
 MAX_MILLISECONDS: Final = 2**31 - 1
 # The settings of a set of processes; all others are each producer's own (`Pipeline`).
@@ -95,8 +93,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(
             ge=0,
             le=1 << 30,
-            description="The largest batch, uncompressed; 0: 256 KiB, or 960 KiB without compression; less in a small "
-            "arena.",
+            description="The largest batch, uncompressed; 0: 960 KiB, less in a small arena or with many workers.",
         ),
     ] = 0
     linger_ms: Annotated[Milliseconds, Meta(description="How long an open batch waits for more records.")] = 5

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from slabpress.codec_memory import split_workspace_bytes, workspace_bytes
-from slabpress.config import BATCH_BYTES_DEFAULT, DIRECT_BATCH_BYTES_DEFAULT, SLABS_PER_ARENA, Config
+from slabpress.config import BATCH_BYTES_DEFAULT, SLABS_PER_ARENA, Config
 from slabpress.cpus import usable_cpus
 from slabpress.errors import ConfigError
 from slabpress.shm.control import CONTROL_BYTES
@@ -238,7 +238,10 @@ def plan_producer(config: Config, workers: int) -> MemoryPlan:
     if config.compression_type == "none":
         return _plan_direct(config, workers, geometry)
     slab_area = geometry.slab_bytes * geometry.slab_count
-    batch_bytes = config.batch_size or max(geometry.slab_bytes, min(BATCH_BYTES_DEFAULT, slab_area // 8))
+    # Each worker has a batch in its hands, and there are as many again that wait for one, and twice as many open.
+    largest = min(BATCH_BYTES_DEFAULT, config.max_request_size, slab_area // max(8, 4 * workers))
+    whole_slabs = max(1, largest // geometry.slab_bytes)
+    batch_bytes = config.batch_size or whole_slabs * geometry.slab_bytes
     # A piece of a batch that has to be split finds its room apart from the batches that wait behind it.
     half_of_outputs = geometry.output_count // 2 * geometry.output_bytes
     batch_bytes = min(batch_bytes, slab_area, half_of_outputs)
@@ -252,7 +255,7 @@ def plan_producer(config: Config, workers: int) -> MemoryPlan:
 def _plan_direct(config: Config, workers: int, geometry: Geometry) -> MemoryPlan:
     """Without compression batches are sent from their slabs; output buffers are there for the pieces of one batch."""
     blocks = geometry.slab_count + geometry.output_count
-    largest = min(DIRECT_BATCH_BYTES_DEFAULT, config.max_request_size, blocks * geometry.slab_bytes // 16)
+    largest = min(BATCH_BYTES_DEFAULT, config.max_request_size, blocks * geometry.slab_bytes // 16)
     wanted = config.batch_size or max(geometry.slab_bytes, largest)
     outputs = max(1, min(-(-wanted // geometry.slab_bytes), blocks // 4))
     geometry = make_direct(geometry, outputs)

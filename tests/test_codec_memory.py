@@ -16,9 +16,9 @@ KIB = 1024
 ROOT = Path(__file__).parents[1]
 
 
-def _zstd_context_bytes(level: int, batch_bytes: int, largest: int) -> int:
+def _zstd_context_bytes(level: int, batch_bytes: int) -> int:
     """What the library itself counts for one streamed batch; pledging a size is enough, no data is needed."""
-    compressor = zstandard.ZstdCompressor(compression_params=zstd_parameters(level, largest))
+    compressor = zstandard.ZstdCompressor(compression_params=zstd_parameters(level))
     assert list(compressor.chunker(size=batch_bytes).compress(b"x")) == []
     return compressor.memory_size()
 
@@ -26,8 +26,7 @@ def _zstd_context_bytes(level: int, batch_bytes: int, largest: int) -> int:
 def _most_zstd_needs(level: int, batch_bytes: int) -> int:
     """The most for any batch up to the given size; zstd changes its tables at powers of 2."""
     sizes = {1 << log for log in range(8, batch_bytes.bit_length())} | {batch_bytes}
-    largest = 1 << (batch_bytes - 1).bit_length()  # as codecs.CodecCache rounds it
-    return max(_zstd_context_bytes(level, size, largest) for size in sizes)
+    return max(_zstd_context_bytes(level, size) for size in sizes)
 
 
 # Up to 8 MiB: beyond, the highest levels take hundreds of megabytes.
@@ -43,7 +42,7 @@ def test_zstd_table_agrees_with_the_library(level: int, batch_bytes: int) -> Non
 def test_zstd_beyond_the_table(level: int) -> None:
     planned = workspace_bytes("zstd", level, 1 << 30)
     assert planned == workspace_bytes("zstd", level, 1 << 27)
-    assert _zstd_context_bytes(level, 1 << 30, 1 << 30) <= planned
+    assert _zstd_context_bytes(level, 1 << 30) <= planned
 
 
 def test_small_batches_are_planned_as_64_kib() -> None:

@@ -118,21 +118,28 @@ def test_most_of_an_arena_is_for_records(mib: int) -> None:
     ("mib", "slab_bytes", "partitions", "topics", "batch_bytes", "largest_record"),
     [
         (1, 4096, 128, 64, None, None),
-        (32, 16384, 2048, 1024, 256 * 1024, 1 << 20),
-        (64, 32768, 4096, 2048, 256 * 1024, 1 << 20),
+        (32, 16384, 2048, 1024, 960 * 1024, 1 << 20),
+        (64, 32768, 4096, 2048, 960 * 1024, 1 << 20),
     ],
 )
 def test_the_sizes_that_follow_from_buffer_memory(
     mib: int, slab_bytes: int, partitions: int, topics: int, batch_bytes: int | None, largest_record: int | None
 ) -> None:
-    plan = _plan(buffer_memory=mib << 20, compression_type="lz4")
+    plan = _plan(buffer_memory=mib << 20, compression_type="lz4", workers=2)
     geometry = plan.geometry
     found = geometry.slab_bytes, geometry.partition_count, geometry.topic_count
     assert found == (slab_bytes, partitions, topics)
     slab_area = geometry.slab_bytes * geometry.slab_count
-    assert plan.batch_bytes == (slab_area // 8 if batch_bytes is None else batch_bytes)
+    eighth = slab_area // 8 // slab_bytes * slab_bytes
+    assert plan.batch_bytes == (eighth if batch_bytes is None else batch_bytes)
     reserve = geometry.output_bytes * geometry.split_outputs
     assert plan.largest_record_bytes == (slab_area - reserve if largest_record is None else largest_record)
+
+
+@pytest.mark.parametrize(("workers", "slabs"), [(2, 30), (8, 30), (16, 15), (64, 3)])
+def test_with_many_workers_batches_are_smaller_so_that_each_finds_some(workers: int, slabs: int) -> None:
+    plan = _plan(buffer_memory="64MiB", compression_type="lz4", workers=workers)
+    assert plan.batch_bytes == slabs * plan.geometry.slab_bytes
 
 
 def test_an_arena_too_small_says_how_many_bytes_would_do() -> None:

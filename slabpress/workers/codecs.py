@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from slabpress.codec_memory import BLOCK_BYTES, LZ4_FAST_LEVEL, SNAPPY_BLOCK_BOUND, ZSTD_SMALL_TABLES_BYTES, level_of
+from slabpress.codec_memory import BLOCK_BYTES, LZ4_FAST_LEVEL, SNAPPY_BLOCK_BOUND, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -232,7 +232,7 @@ class ZstdCodec:
     def __init__(self, level: int, scratch_bytes: int) -> None:
         from zstandard import ZstdCompressor
 
-        self._compressor = ZstdCompressor(compression_params=zstd_parameters(level, scratch_bytes))
+        self._compressor = ZstdCompressor(compression_params=zstd_parameters(level))
         self._largest = scratch_bytes
 
     def compress(self, chunks: Sequence[memoryview], raw_bytes: int, out: Sequence[memoryview]) -> int:
@@ -251,23 +251,21 @@ class ZstdCodec:
         yield from chunker.finish()  # type: ignore[no-untyped-call]
 
 
-def zstd_parameters(level: int, largest_bytes: int) -> ZstdCompressionParameters:
-    """Returns what a context for batches of up to so many bytes is given: the level, and for level 3 more.
+def zstd_parameters(level: int) -> ZstdCompressionParameters:
+    """Returns what a context is given: the level, and for level 3 more.
 
     Level 3, the default, looks for matches of six bytes and not of four or five, which suits records: keys, names and
-    times repeat, and what is shorter costs about as much as it saves. In batches of up to 256 KiB its two tables have
-    2**15 entries, which stay in the processor's second-level cache beside the batch. Against the level alone, of
-    200-byte JSON, CSV of flights, and JSON logs with words: in 256 KiB 1.30, 1.19 and 1.22 times as fast, -6, +2 and
-    -2% in size; in 64 KiB 1.06, 1.14 and 1.12, -1, 0 and 0%; in 16 KiB 1.08, 1.28 and 1.31, -3, +4 and -3%. Larger
-    batches keep zstd's tables: the flights in 1 MiB would be 5% larger.
+    times repeat, and what is shorter costs about as much as it saves. Its tables have 2**16 and 2**15 entries, which
+    stay in the processor's second-level cache beside much of the batch, and not 2**17 and 2**16. Against the level
+    alone, of 200-byte JSON, JSON of 1,000 bytes, JSON logs with words, and CSV of flights: in 960 KiB 1.07, 1.08, 1.05
+    and 1.08 times as fast, -2, -2, -1 and -1% in size; in 256 KiB 1.18, 1.12, 1.11 and 1.15, -6, -6, -4 and -5%; in 16
+    KiB 1.05, 1.04, 1.03 and 1.26, -3, -4, 0 and -1%. Two tables of 2**15 are as fast, and the flights 1 to 2% larger.
     """
     from zstandard import ZstdCompressionParameters
 
     chosen: dict[str, int] = {}
     if level in _ZSTD_LEVELS_OF_RECORDS:
-        chosen = {"min_match": 6}
-        if largest_bytes <= ZSTD_SMALL_TABLES_BYTES:
-            chosen |= {"hash_log": 15, "chain_log": 15}
+        chosen = {"min_match": 6, "hash_log": 16, "chain_log": 15}
     return ZstdCompressionParameters(compression_level=level, write_checksum=False, write_content_size=True, **chosen)
 
 

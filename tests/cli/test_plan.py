@@ -21,7 +21,7 @@ def test_the_table_and_the_sizes_are_those_of_the_plan() -> None:
     ended = slabpress("plan", *OPTIONS)
     assert (ended.code, ended.errors) == (0, [])
     assert ended.out.startswith(plan_memory(expected()).table())
-    assert ended.out.endswith("\n\nlargest record 1 MiB, batch size 256 KiB, slab size 8 KiB\n")
+    assert ended.out.endswith("\n\nlargest record 1 MiB, batch size 320 KiB, slab size 8 KiB\n")
 
 
 def test_json_has_the_same_figures_in_bytes() -> None:
