@@ -13,95 +13,46 @@ topic that was not created does not exist.
 from __future__ import annotations
 
 import json
-import select
-import subprocess
 import sys
 import time
-from typing import Any, Self
+from typing import Any
 
 from bench.sink_books import Taken
 from bench.sink_messages import HOST
 from bench.sink_server import Server
-from tests.support.kafka_install import spawn
-
-ANSWER_TIMEOUT_S = 20.0
+from tests.support.ordered import Ordered
 
 
 class SinkError(RuntimeError):
     """The sink refused an order or has died."""
 
 
-class Sink:
+class Sink(Ordered):
     """A sink in a process of its own.
 
     Attributes:
         bootstrap_servers: its one broker.
     """
 
+    what = "the sink"
+    error = SinkError
+
     def __init__(self) -> None:
-        self._process = spawn([sys.executable, "-m", "bench.sink"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            self.bootstrap_servers: str = self._answer()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """The sink's process."""
-        return self._process.pid
+        super().__init__([sys.executable, "-m", "bench.sink"])
+        self.bootstrap_servers: str = self.ready
 
     def create_topic(self, name: str, partitions: int = 1) -> None:
         """Make a topic; one of the same name begins anew."""
-        self._order("create_topic", name, partitions)
+        self.order(("create_topic", name, partitions))
 
     def taken(self, name: str) -> Taken:
         """What was acknowledged of a topic."""
-        records, octets, batches, codecs = self._order("taken", name)
+        records, octets, batches, codecs = self.order(("taken", name))
         return Taken(records, octets, batches, {int(codec): count for codec, count in codecs.items()})
 
     def cpu_seconds(self) -> float:
         """What the sink has cost so far."""
-        return float(self._order("cpu_seconds"))
-
-    def close(self) -> None:
-        """End the process."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-        self._process.terminate()
-        self._process.wait()
-
-    def _order(self, *words: str | int) -> Any:
-        assert self._process.stdin is not None  # noqa: S101 - told to be a pipe
-        try:
-            self._process.stdin.write(json.dumps(words).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._died() from None
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None  # noqa: S101 - told to be a pipe
-        ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_TIMEOUT_S)
-        if not ready:
-            raise SinkError(f"the sink gave no answer within {ANSWER_TIMEOUT_S:g} s")
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._died()
-        answer = json.loads(line)
-        if "error" in answer:
-            raise SinkError(answer["error"])
-        return answer["ok"]
-
-    def _died(self) -> SinkError:
-        return SinkError(f"the sink has ended, exit code {self._process.wait()}")
+        return float(self.order(("cpu_seconds",)))
 
 
 def _obey(server: Server, order: str, *words: Any) -> object:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from bench.memory_readback import stored_records
 from bench.sink import Sink
 from tests.support.kafka import KafkaCluster
 from tests.support.mock_cluster import MockCluster
+
+Process = TypeVar("Process", Sink, KafkaCluster, MockCluster)
 
 
 class Arrived(NamedTuple):
@@ -42,73 +44,53 @@ class Broker(contextlib.AbstractContextManager["Broker"], Protocol):
         """What a topic took; it is not needed any more."""
 
 
-class SinkBroker:
-    """The sink of bench/sink.py."""
+class _Started(Generic[Process]):
+    """What all kinds have alike: a process to start and to end."""
 
-    def __init__(self) -> None:
-        self._sink = Sink()
-        self.bootstrap_servers = self._sink.bootstrap_servers
+    def __init__(self, process: Process) -> None:
+        self._process: Process = process
+        self.bootstrap_servers = process.bootstrap_servers
 
-    def __enter__(self) -> SinkBroker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._sink.close()
+        self._process.close()
 
     def create_topic(self, name: str, partitions: int) -> None:
         """Make an empty topic."""
-        self._sink.create_topic(name, partitions)
+        self._process.create_topic(name, partitions)
+
+
+class SinkBroker(_Started[Sink]):
+    """The sink of bench/sink.py."""
 
     def arrived(self, name: str, partitions: int) -> Arrived:  # noqa: ARG002 - the others need to know
         """What a topic took."""
-        taken = self._sink.taken(name)
+        taken = self._process.taken(name)
         return Arrived(taken.records, taken.octets, taken.batches)
 
 
-class KafkaBroker:
+class KafkaBroker(_Started[KafkaCluster]):
     """One real broker."""
-
-    def __init__(self) -> None:
-        self._cluster = KafkaCluster(1)
-        self.bootstrap_servers = self._cluster.bootstrap_servers
-
-    def __enter__(self) -> KafkaBroker:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._cluster.close()
-
-    def create_topic(self, name: str, partitions: int) -> None:
-        """Make an empty topic."""
-        self._cluster.create_topic(name, partitions)
 
     def arrived(self, name: str, partitions: int) -> Arrived:
         """What a topic took; it is deleted, for it is on a disk."""
         records = stored_records(self.bootstrap_servers, name, partitions)
-        self._cluster.delete_topic(name)
+        self._process.delete_topic(name)
         return Arrived(records)
 
 
-class MockBroker:
+class MockBroker(_Started[MockCluster]):
     """librdkafka's mock broker, which parses and keeps what it gets: for comparison with the sink."""
-
-    def __init__(self) -> None:
-        self._cluster = MockCluster()
-        self.bootstrap_servers = self._cluster.bootstrap_servers
-
-    def __enter__(self) -> MockBroker:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._cluster.close()
-
-    def create_topic(self, name: str, partitions: int) -> None:
-        """Make an empty topic."""
-        self._cluster.create_topic(name, partitions)
 
     def arrived(self, name: str, partitions: int) -> Arrived:
         """What a topic took."""
         return Arrived(stored_records(self.bootstrap_servers, name, partitions))
 
 
-OPEN: dict[str, Callable[[], Broker]] = {"sink": SinkBroker, "kafka": KafkaBroker, "mock": MockBroker}
+OPEN: dict[str, Callable[[], Broker]] = {
+    "sink": lambda: SinkBroker(Sink()),
+    "kafka": lambda: KafkaBroker(KafkaCluster(1)),
+    "mock": lambda: MockBroker(MockCluster()),
+}

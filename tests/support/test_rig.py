@@ -17,7 +17,8 @@ from confluent_kafka.admin import AdminClient
 
 from tests.support.kafka import KafkaCluster, read_back
 from tests.support.kafka_install import wait_until
-from tests.support.mock_cluster import MockCluster, MockClusterError
+from tests.support.mock_cluster import MockCluster
+from tests.support.mock_server import MockClusterError
 from tests.support.proxy import Proxy
 
 PRODUCE = 0
