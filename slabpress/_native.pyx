@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in eleven pieces that can each be read in one sitting, included below.
+One module in thirteen pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
@@ -46,8 +46,9 @@ cdef extern from *:
         return found;
     }
     /* Hints: the addresses need not exist. */
-    static inline void sp_prefetch_to_write(const void *p, int64_t size) {
-        for (int64_t at = 0; at < size; at += 64) __builtin_prefetch((const char *)p + at, 1, 2);
+    static inline const char *sp_prefetch_to_write(const char *p, const char *end) {
+        for (; p < end; p += 64) __builtin_prefetch(p, 1, 3);
+        return p;
     }
     static inline void sp_prefetch(const void *p, int64_t size) {
         for (int64_t at = 0; at < size; at += 64) __builtin_prefetch((const char *)p + at, 0, 2);
@@ -98,6 +99,11 @@ cdef extern from *:
         *out = (char)zigzag;
         return out + 1;
     }
+    /* The same of what takes two bytes at most. */
+    static inline char *sp_put_short(char *out, uint64_t zigzag) {
+        if (zigzag < 0x80) { out[0] = (char)zigzag; return out + 1; }
+        out[0] = (char)(zigzag | 0x80); out[1] = (char)(zigzag >> 7); return out + 2;
+    }
     /* memcpy, without the call where that is most of it: keys, header names. Reads and writes nothing beyond. */
     static inline void sp_copy(char *out, const char *data, int64_t size) {
         if (size > 16) memcpy(out, data, size);
@@ -118,11 +124,12 @@ cdef extern from *:
     void sp_store64(void *p, uint64_t v) nogil
     Py_ssize_t sp_count32(const void *words, Py_ssize_t count, uint32_t value) nogil
     void sp_fence() nogil
-    void sp_prefetch_to_write(const void *p, int64_t size) nogil
+    const char *sp_prefetch_to_write(const char *p, const char *end) nogil
     void sp_prefetch(const void *p, int64_t size) nogil
     int64_t sp_now_ms() nogil
     int sp_varint_size(uint64_t zigzag) nogil
     char *sp_put_varint(char *out, uint64_t zigzag) nogil
+    char *sp_put_short(char *out, uint64_t zigzag) nogil
     void sp_copy(char *out, const char *data, Py_ssize_t size) nogil
 
 cdef extern from "<pthread.h>" nogil:
@@ -173,6 +180,8 @@ include "native/batches.pxi"
 include "native/shares.pxi"
 include "native/queue.pxi"
 include "native/encoding.pxi"
+include "native/runs.pxi"
+include "native/points.pxi"
 include "native/writer.pxi"
 include "native/lane.pxi"
 include "native/split.pxi"

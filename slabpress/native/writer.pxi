@@ -1,108 +1,8 @@
-# Writing Kafka v2 records into slabs, and publishing a batch.
+# Writing Kafka v2 records into the slabs of open batches.
 
 cdef enum:
-    # So far ahead of the cursor a slab is called into the cache: 69 -> 57 ns for a record of 200 bytes that comes from
-    # memory in no cache and goes to such. Of a long record the processor sees by itself where it goes.
-    WRITE_AHEAD_BYTES = 4096
-    PREFETCH_MAX = 1024
     # A record with no more headers than this needs no memory for them while it is sent.
     HEADERS_AT_HAND = 16
-
-
-cdef class OpeningPoint:
-    """Where descriptors are prepared for batches. The coordinator alone opens.
-
-    Args:
-        memory: the mapping.
-        states: the batches' state words.
-        open_state: what the word of an open batch is.
-        descriptors, descriptor_bytes: the descriptor table.
-        blank: how the descriptor of an empty batch begins.
-        created_at, partition_at: offsets within it of the two fields that differ.
-    """
-
-    cdef Memory memory
-    cdef Words states
-    cdef uint32_t open_state
-    cdef Py_ssize_t descriptors, descriptor_bytes, created_at, partition_at
-    cdef bytes blank
-
-    def __init__(self, Memory memory not None, Words states not None, uint32_t open_state, Py_ssize_t descriptors,
-                 Py_ssize_t descriptor_bytes, bytes blank not None, Py_ssize_t created_at, Py_ssize_t partition_at):
-        memory.at(descriptors, states.count * descriptor_bytes)
-        if len(blank) > descriptor_bytes:
-            raise ValueError(f"{len(blank)} bytes of a descriptor of {descriptor_bytes}")
-        for field, size in ((created_at, 8), (partition_at, 4)):
-            if not 0 <= field <= len(blank) - size:
-                raise ValueError(f"a field at {field} is outside the {len(blank)} bytes that are prepared")
-        self.memory = memory
-        self.states = states
-        self.open_state = open_state
-        self.descriptors = descriptors
-        self.descriptor_bytes = descriptor_bytes
-        self.blank = blank
-        self.created_at = created_at
-        self.partition_at = partition_at
-
-    def open(self, OpenBatch batch not None, uint32_t partition_index):
-        """Prepare the batch's descriptor, which is free, and store OPEN, in one step that no signal handler splits.
-
-        Nobody looks at a descriptor that is free, so the fields come in any order, and the state word last.
-        """
-        cdef char *state = self.states.word(batch.descriptor)
-        cdef char *fields = self.memory.at(
-            self.descriptors + <Py_ssize_t>batch.descriptor * self.descriptor_bytes, self.descriptor_bytes)
-        memcpy(fields, PyBytes_AS_STRING(self.blank), PyBytes_GET_SIZE(self.blank))
-        memcpy(fields + self.created_at, &batch.created_ns, 8)
-        memcpy(fields + self.partition_at, &partition_index, 4)
-        sp_store32(state, self.open_state)
-        batch.fields = fields
-
-
-cdef class SealPoint:
-    """Where the order of seals is kept. The coordinator alone seals.
-
-    Args:
-        memory: the mapping.
-        tail_at: offset of the u64 that counts seals.
-        ring: the seal ring.
-        states: the batches' state words.
-        seal_number_at: offset of the seal number within a descriptor.
-        counters_at: offset of the u64 that count records, bytes and batches, one after the other.
-        output_at: in a direct arena, offset within a descriptor of the u32 that say what is sent: first block, how many,
-            bytes, codec; -1 in another.
-    """
-
-    cdef Memory memory
-    cdef Py_ssize_t tail_at, seal_number_at, counters_at, output_at
-    cdef Words ring, states
-
-    def __init__(self, Memory memory not None, Py_ssize_t tail_at, Words ring not None, Words states not None,
-                 Py_ssize_t seal_number_at, Py_ssize_t counters_at, Py_ssize_t output_at):
-        memory.at(tail_at, 8)
-        memory.at(counters_at, 3 * 8)
-        self.memory = memory
-        self.tail_at = tail_at
-        self.ring = ring
-        self.states = states
-        self.seal_number_at = seal_number_at
-        self.counters_at = counters_at
-        self.output_at = output_at
-
-    cdef void say_output(self, OpenBatch batch) noexcept:
-        """The batch is sent from its slabs, as they are."""
-        cdef uint32_t *output = <uint32_t *>(batch.fields + self.output_at)
-        output[0] = batch.first_slab
-        output[1] = batch.slabs
-        output[2] = <uint32_t>batch.bytes
-        output[3] = 0  # no codec
-
-    cdef int count(self, OpenBatch batch) except -1:
-        cdef uint64_t *counters = <uint64_t *>self.memory.at(self.counters_at, 3 * 8)
-        sp_store64(&counters[0], counters[0] + batch.records)
-        sp_store64(&counters[1], counters[1] + batch.bytes)
-        sp_store64(&counters[2], counters[2] + 1)
-        return 0
 
 
 cdef class RecordWriter:
@@ -247,6 +147,7 @@ cdef class RecordWriter:
         cdef int64_t delta = 0
         cdef uint64_t body, total
         cdef char *end
+        cdef const char *ahead
         if self.memory.base == NULL:
             raise ValueError("the arena was released")  # the cursor would point nowhere
         if batch.closed:
@@ -280,11 +181,38 @@ cdef class RecordWriter:
             batch.position += total
             batch.room -= total
             if batch.room > WRITE_AHEAD_BYTES:  # beyond is somebody else's slab
-                sp_prefetch_to_write(batch.position + WRITE_AHEAD_BYTES, min(<int64_t>total, PREFETCH_MAX))
+                ahead = batch.position + WRITE_AHEAD_BYTES
+                sp_prefetch_to_write(ahead, ahead + min(<int64_t>total, PREFETCH_MAX))
         else:
             self.put_record(batch, body, delta, key, value, headers)
-        self.commit(batch, timestamp, total)
+        self.commit(batch, timestamp, 1, total)
         return <Py_ssize_t>total
+
+    @cython.final
+    cdef Py_ssize_t write_run(self, OpenBatch batch, const Bytes *values, Py_ssize_t count,
+                              int64_t timestamp) noexcept:
+        """Write values behind a record of the same time that was just written, as records without key and headers.
+
+        They are committed together: whoever looks finds whole records, and no call has returned that promised more.
+
+        Returns:
+            How many: the first that might end in another slab, not fit into the batch or be too large is left to
+            ``write``, which decides.
+        """
+        cdef Run run
+        cdef uint64_t full = min(self.batch_bytes, batch.limit)
+        if batch.bytes >= full or self.largest_record_bytes < BESIDE_VALUE:
+            return 0
+        run.cursor = batch.position
+        run.end = run.cursor + min(<uint64_t>batch.room, full - batch.bytes)
+        run.longest = min(<uint64_t>RUN_VALUE_BYTES, self.largest_record_bytes - BESIDE_VALUE)
+        run.delta = timestamp - batch.base_timestamp
+        run.offset = batch.records
+        count = write_values(&run, values, count)
+        batch.room -= run.cursor - batch.position
+        self.commit(batch, timestamp, <uint32_t>count, run.cursor - batch.position)
+        batch.position = run.cursor
+        return count
 
     cdef int put_record(self, OpenBatch batch, uint64_t body, int64_t delta, const Bytes *key, const Bytes *value,
                         const Headers *headers) except -1:
@@ -310,6 +238,7 @@ cdef class RecordWriter:
         cdef Py_ssize_t wanted = (total - batch.room + block - 1) // block
         cdef uint32_t first
         cdef uint32_t *nexts
+        cdef char *data
         self.wanted = wanted
         self.held_back = -1
         if self.shares.is_over(self.shares.leader_of(batch.fields)):
@@ -320,11 +249,13 @@ cdef class RecordWriter:
         first = self.slabs.take(wanted, self.open_state)
         if first == C_NONE:
             return False
+        data = self.memory.at(self.slabs.data + <Py_ssize_t>first * block, block)
+        sp_prefetch_to_write(data, data + min(<int64_t>block, WRITE_AHEAD_BYTES))
         nexts = <uint32_t *>self.memory.at(self.slabs.nexts, 4 * self.slabs.count)
         if batch.first_slab == C_NONE:
             batch.first_slab = first
             batch.last_slab = first
-            batch.position = self.memory.at(self.slabs.data + <Py_ssize_t>first * block, block)
+            batch.position = data
             batch.room = block
             sp_store32(batch.fields + self.first_slab_at, first)
         else:
@@ -356,8 +287,8 @@ cdef class RecordWriter:
             size -= part
         return 0
 
-    cdef void commit(self, OpenBatch batch, int64_t timestamp, uint64_t total) noexcept:
-        """Make the record that was just written part of the batch: one release store."""
+    cdef void commit(self, OpenBatch batch, int64_t timestamp, uint32_t records, uint64_t total) noexcept:
+        """Make the records that were just written part of the batch: one release store."""
         if batch.records == 0:
             batch.base_timestamp = timestamp
             batch.max_timestamp = timestamp
@@ -366,6 +297,6 @@ cdef class RecordWriter:
         elif timestamp > batch.max_timestamp:
             batch.max_timestamp = timestamp
             sp_store64(batch.fields + self.max_timestamp_at, <uint64_t>timestamp)
-        batch.records += 1
+        batch.records += records
         batch.bytes += total
         sp_store64(batch.fields + self.commit_at, (batch.bytes << 32) | batch.records)

@@ -421,6 +421,7 @@ def test_a_first_record_rings_the_coordinator_and_one_that_finds_no_room_does_no
         assert _is_rung(rig)
         rig.accumulator.seal_all()
         rig.control.bells[COORDINATOR].drain()
+        rig.sender.next_turn_s = math.inf  # it has come, and lies down again
         taken = rig.arena.slabs.claim(rig.arena.slabs.count_free(), SLAB_SEALED)
         with pytest.raises(BufferFullError):
             rig.send_many([b"b"], partition=1) if many else rig.send(b"b", partition=1)
@@ -471,6 +472,25 @@ def test_the_coordinator_is_rung_for_a_batch_only_if_it_would_sleep_past_its_lin
             assert _is_rung(rig) == is_rung
             rig.control.bells[COORDINATOR].drain()
             rig.accumulator.seal_all()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_coordinator_that_was_rung_is_not_rung_again_until_it_lies_down_anew(many: bool) -> None:
+    """It may wait for the interpreter's lock for long, and looks at every batch once it has it."""
+
+    def send() -> bool:
+        rig.send_many([b"a"], partition=0) if many else rig.send(b"a", partition=0)
+        rung = _is_rung(rig)
+        rig.control.bells[COORDINATOR].drain()
+        rig.accumulator.seal_all()
+        return rung
+
+    with parts(linger_ms=1000) as rig:
+        rig.topic("t", 1)
+        rig.control.lie_down(COORDINATOR)
+        assert [send() for _ in range(3)] == [True, False, False]
+        rig.sender.next_turn_s = math.inf
+        assert [send() for _ in range(2)] == [True, False]
 
 
 def test_a_coordinator_that_is_about_to_sleep_is_rung() -> None:
