@@ -89,11 +89,14 @@ def test_records_may_end_anywhere_before_a_slabs_end_and_behind_it(size: int, sp
         _check(arena, batch, _records(values))
 
 
-def test_offsets_of_one_two_and_three_bytes_are_written_as_the_reference_writes_them() -> None:
+@pytest.mark.parametrize("before", [1, 2, 33, 63])
+def test_offsets_of_one_two_and_three_bytes_are_written_as_the_reference_writes_them(before: int) -> None:
+    """The offset that takes a byte more comes in the middle of a run, or begins one."""
     values = [b"%d" % place for place in range(8192 + 200)]
     with small_arena(1 << 20, 2) as arena:
         writer, batch = make_writer(arena), open_batch(arena)
-        assert _append(writer, batch, values) == (len(values), ALL_APPENDED)
+        assert _append(writer, batch, values[:before]) == (before, ALL_APPENDED)
+        assert _append(writer, batch, values[before:]) == (len(values) - before, ALL_APPENDED)
         _check(arena, batch, _records(values))
 
 

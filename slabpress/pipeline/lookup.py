@@ -76,9 +76,9 @@ class TopicLookup:
         Raises:
             UnknownTopicError, BootstrapError: it was not known until the deadline.
         """
-        check_topic_name(name)
-        if name in self._known:
+        if type(name) is str and name in self._known:
             return self._known[name]
+        check_topic_name(name)
         started, patience = time.monotonic(), _PATIENCE_S
         self._topics.want(name)
         try:

@@ -25,6 +25,7 @@ from slabpress.pipeline.topics import Topic
 from slabpress.records import Headers, Part
 
 Column = list[Any] | tuple[Any, ...]
+_COLUMNS: Final = (list, tuple)
 _BESIDE: Final = ("keys", "headers", "timestamps_ms")
 
 
@@ -167,15 +168,20 @@ def send_many(
 ) -> ManyDelivery:
     """Append many records; see ``Producer.send_many``."""
     sender.check_usable()
-    values = columns[0]
+    values, keys, headers, timestamps_ms = columns
     iterator = None
-    if isinstance(values, list | tuple):
+    if isinstance(values, _COLUMNS):
         source = ObjectSource(
-            values, *(_parallel(*column, values) for column in zip(_BESIDE, columns[1:], strict=True))
+            values,
+            _parallel("keys", keys, values),
+            _parallel("headers", headers, values),
+            _parallel("timestamps_ms", timestamps_ms, values),
         )
     else:
-        names = ("values", *_BESIDE)
-        iterator = RecordIterator({name: _iterable(name, column) for name, column in zip(names, columns, strict=True)})
+        by_name: dict[str, Iterable[Any] | None] = {"values": _iterable("values", values)}
+        for name, column in zip(_BESIDE, columns[1:], strict=True):
+            by_name[name] = None if column is None else _iterable(name, column)
+        iterator = RecordIterator(by_name)
         source = ObjectSource([], None, None, None)
     many = Many(sender, accumulator, topic_name, partition, source)
     try:
@@ -203,20 +209,17 @@ def _run_blocks(many: Many, source: ObjectSource, iterator: RecordIterator, max_
         raise
 
 
-def _iterable(name: str, column: Iterable[Any] | None) -> Iterable[Any] | None:
+def _iterable(name: str, column: Iterable[Any]) -> Iterable[Any]:
     """A column that has one entry a record."""
-    if column is None and name in _BESIDE:
-        return None
     if isinstance(column, str | bytes | bytearray | memoryview) or not isinstance(column, Iterable):
         raise RecordTypeError(f"{name} must be a sequence with one entry a record, not {type(column).__name__}")
     return column
 
 
 def _parallel(name: str, column: Iterable[Any] | None, values: Column) -> Column | None:
-    column = _iterable(name, column)
     if column is None:
         return None
-    checked = column if isinstance(column, list | tuple) else list(column)
+    checked = column if isinstance(column, _COLUMNS) else list(_iterable(name, column))
     if len(checked) != len(values):
         raise RecordTypeError(f"{name} has {len(checked)} entries for {len(values)} values: one each")
     return checked
