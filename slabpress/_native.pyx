@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in thirteen pieces that can each be read in one sitting, included below.
+One module in fourteen pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
