@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in fourteen pieces that can each be read in one sitting, included below.
+One module in fifteen pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
@@ -29,6 +29,11 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
     #include <time.h>
+    #if defined(__linux__)
+    #include <linux/futex.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #endif
     /* Publication: everything written before a release store is seen by whoever acquire-loads that value. */
     static inline uint32_t sp_load32(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_ACQUIRE); }
     static inline void sp_store32(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELEASE); }
@@ -37,6 +42,20 @@ cdef extern from *:
     /* "I sleep" / "is there work?" on one side and "here is work" / "who sleeps?" on the other need a full
        fence between their store and their load, or both can miss the other (Dekker). */
     static inline void sp_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+    static inline uint32_t sp_exchange32(void *p, uint32_t v) {
+        return __atomic_exchange_n((uint32_t *)p, v, __ATOMIC_SEQ_CST);
+    }
+    /* Sleep while the word at ``p`` is ``v``, and wake who sleeps there. Between processes, so not FUTEX_PRIVATE_FLAG;
+       on macOS what its own C++ library waits with (UL_COMPARE_AND_WAIT_SHARED). */
+    #if defined(__linux__)
+    static void sp_sleep(void *p, uint32_t v) { syscall(SYS_futex, p, FUTEX_WAIT, v, NULL, NULL, 0); }
+    static void sp_awaken(void *p) { syscall(SYS_futex, p, FUTEX_WAKE, 1, NULL, NULL, 0); }
+    #else
+    extern int __ulock_wait(uint32_t operation, void *p, uint64_t v, uint32_t timeout_us);
+    extern int __ulock_wake(uint32_t operation, void *p, uint64_t v);
+    static void sp_sleep(void *p, uint32_t v) { __ulock_wait(3, p, v, 0); }
+    static void sp_awaken(void *p) { __ulock_wake(3, p, 0); }
+    #endif
     /* How many words are ``value``, more or less: others store meanwhile. Plain loads, which can be done many at a time:
        1,024 words take 80 ns and not 400. */
     static int64_t sp_count32(const void *words, int64_t count, uint32_t value) {
@@ -124,6 +143,9 @@ cdef extern from *:
     void sp_store64(void *p, uint64_t v) nogil
     Py_ssize_t sp_count32(const void *words, Py_ssize_t count, uint32_t value) nogil
     void sp_fence() nogil
+    uint32_t sp_exchange32(void *p, uint32_t v) nogil
+    void sp_sleep(void *p, uint32_t v) nogil
+    void sp_awaken(void *p) nogil
     const char *sp_prefetch_to_write(const char *p, const char *end) nogil
     void sp_prefetch(const void *p, int64_t size) nogil
     int64_t sp_now_ms() nogil
@@ -176,6 +198,7 @@ STOPPED_TOO_LARGE = 4
 PAUSED = 5
 
 include "native/memory.pxi"
+include "native/sleeper.pxi"
 include "native/batches.pxi"
 include "native/shares.pxi"
 include "native/queue.pxi"
