@@ -87,6 +87,7 @@ class ArenaBatches:
         refused_id: what its batches get while the cluster gives it no producer id (``refusal``).
         retired: its producer was closed: nothing of it is sent any more, nobody waits for a result.
         queues: for each partition index its queue, once it had a batch.
+        has_news: a batch has a result, or one of its pieces, that nobody was woken for yet.
     """
 
     def __init__(self, number: int, arena: Arena, settings: dict[str, Any]) -> None:
@@ -97,6 +98,7 @@ class ArenaBatches:
         self.delivery_timeout_ms = int(settings["delivery_timeout_ms"])
         self.max_request_bytes = int(settings["max_request_size"])
         self.retired = False
+        self.has_news = False
         self.idempotent = bool(settings["enable_idempotence"])
         self.in_flight_limit = _IDEMPOTENT_IN_FLIGHT if self.idempotent else 1
         self.sequences = Sequences(arena)
@@ -335,6 +337,12 @@ class ArenaBatches:
         if last and split.is_split:
             self._drop_source(index)
         self.arena.batch_states.store(index, DONE if last else PARTIAL)
+        self.has_news = True
+
+    def tell_of_results(self) -> bool:
+        """Wake the callback thread if it sleeps for them; False where only the coordinator can be told."""
+        self.has_news = False
+        return self.arena.results_sleeper.wake()
 
     def _drop_source(self, index: int) -> None:
         source = self._splits.get(index).source

@@ -185,8 +185,10 @@ class Loop:
 
     def _tell_of_results(self) -> None:
         if self.producing.finished or self.queues.moved:
-            self.producing.finished, self.queues.moved = 0, False
-            self._control.wake(COORDINATOR)
+            moved, self.producing.finished, self.queues.moved = self.queues.moved, 0, False
+            told = [arena.tell_of_results() for arena in self.arenas.values() if arena.has_news]
+            if moved or not told or not all(told):
+                self._control.wake(COORDINATOR)
             if any(arena.needs_workers and _waits_for_worker(arena.arena) for arena in self.arenas.values()):
                 self._control.wake_one_worker()
 

@@ -331,13 +331,14 @@ class Accumulator:
     def take_done(self) -> list[Batch]:
         """The batches that have a result now; each is REPORTING, and its outcome is still to be set."""
         taken = []
-        for descriptor in self._arena.batch_states.find_all(DONE):
+        for descriptor in self._arena.batch_states.replace_all(DONE, REPORTING):
             batch = self.batches[descriptor]
-            self._arena.batch_states.store(descriptor, REPORTING)
             if batch is not None and batch.outcome is None:
                 taken.append(batch)
                 self._make_way(batch)
-        return sorted(taken, key=lambda batch: batch.seal_number)  # callbacks of a topic-partition run in its order
+        if len(taken) > 1:
+            taken.sort(key=lambda batch: batch.seal_number)  # callbacks of a topic-partition run in its order
+        return taken
 
     def _make_way(self, done: Batch) -> None:
         """One batch fewer is on its way: seal what was held behind it."""

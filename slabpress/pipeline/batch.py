@@ -83,6 +83,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
+        self._waiting = 0
         self.era = 0
         self.failed_records = 0
         self.seen_records = 0
@@ -97,6 +98,19 @@ class Watch:
         """Raise ForkedError in a forked child: nobody there will ever say what became of a batch."""
         if self.forked:
             raise ForkedError("this handle's producer belongs to the process that forked this one: ask for it there")
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until it holds; whether it did in time. The caller holds ``changed``."""
+        self._waiting += 1
+        try:
+            return self.changed.wait_for(condition, timeout_s)
+        finally:
+            self._waiting -= 1
+
+    def tell(self) -> None:
+        """Have those who wait look again. The caller holds ``changed``."""
+        if self._waiting:  # mostly nobody does, and notify_all would take half a microsecond to find out
+            self.changed.notify_all()
 
     def count(self, batch: Batch, outcome: Outcome) -> None:
         """Take note of an outcome. The caller holds ``changed``."""
@@ -230,7 +244,7 @@ class Batch(OpenBatch):
         if self.outcome is None:
             watch.check_not_forked()
             with watch.changed:
-                if not watch.changed.wait_for(handle.done, timeout):
+                if not watch.wait_for(handle.done, timeout):
                     raise TimeoutError(f"record for {self.topic.name}-{self.partition} not resolved within {timeout} s")
         error = self.piece_of(handle._index).outcome.error
         if error is not None and not handle._looked:
@@ -251,6 +265,8 @@ class Batch(OpenBatch):
 
     def _ask_for(self, index: int, callback: DoneCallback) -> bool:
         """Have the callback run when the batch is resolved; False if it is resolved already."""
+        if self.outcome is None:
+            self.watch.check_not_forked()
         self.watch.start_callbacks()
         with self.watch.changed:
             if self.outcome is not None:
@@ -294,7 +310,7 @@ class ManyDelivery:
         watch = self._batches[0].watch
         watch.check_not_forked()
         with watch.changed:
-            if not watch.changed.wait_for(self.done, timeout):
+            if not watch.wait_for(self.done, timeout):
                 raise TimeoutError(f"{self.accepted} records not resolved within {timeout} s")
             errors: dict[int, SlabpressError] = {}
             for batch in self._batches:

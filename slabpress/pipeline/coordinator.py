@@ -1,11 +1,12 @@
 """The coordinator: one set of processes, the producers that share it, and the background thread.
 
     caller threads                 "slabpress" thread                       "slabpress-callbacks", one a producer
-    send(): append under the       sleeps on its doorbell until the next    runs callbacks, then frees
-    lock, wait in line for room    linger; goes round the sessions: seals   the batch's descriptor
-                                   what has lingered, takes in results
-                                   and metadata, calls the first in line;
-                                   looks after the children
+    send(): append under the       sleeps on its doorbell until the next    sleeps until there are results, takes
+    lock, wait in line for room    linger; goes round the sessions: seals   them in, runs callbacks, then frees
+                                   what has lingered, takes in metadata,    the batches' descriptors
+                                   and results where no callback thread
+                                   sleeps for them; calls the first in
+                                   line; looks after the children
 
 Law 9: nothing here is on the way of a sealed batch to the broker; when the job holds the GIL for seconds,
 workers and network process go on.

@@ -18,8 +18,8 @@ from slabpress.config import Config
 from slabpress.errors import DeliveryError, FlushTimeoutError, SlabpressError
 from slabpress.observe.statistics import MemoryFigure, RecordCounts, Statistics, read_statistics
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import Batch, DoneCallback, Watch
-from slabpress.pipeline.reporter import Reporter, abandoned, outcome_of
+from slabpress.pipeline.batch import DoneCallback, Watch
+from slabpress.pipeline.intake import Intake
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.topics import TopicRegistry
 from slabpress.plan import MemoryPlan
@@ -29,7 +29,6 @@ from slabpress.shm.arena import Arena
 from slabpress.shm.control import NETWORK, Control
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.splits import Splits
-from slabpress.shm.states import OVERSIZE
 from slabpress.shm.topics import TopicTable
 
 _NUDGE_S: Final = 1.0
@@ -75,7 +74,9 @@ class Session:
             self._topics = TopicRegistry(TopicTable(self.arena), rng)
             self.accumulator = Accumulator(self.arena, plan, config.linger_ms * 1_000_000, control, self.watch, rng)
             self.sender = Sender(config, plan, self.arena, control, self.lock, self.accumulator, self._topics)
-            self._reporter = Reporter(self.watch, on_delivery, self._release)
+            self._intake = Intake(
+                self.arena, control, self.lock, self.accumulator, self.sender.line, self.watch, on_delivery
+            )
         except BaseException:
             self.arena.close()
             raise
@@ -89,31 +90,20 @@ class Session:
 
     def turn(self) -> None:
         """Do what is due: seal what has lingered, take in results and metadata."""
+        if self._intake.failure is not None:
+            raise self._intake.failure
         with self.lock:
             if self.is_closed:
                 return
             self.accumulator.seal_lingering(time.monotonic_ns())
-            done = self.accumulator.take_done()
             self._topics.drop_idle(time.monotonic())
             if self._topics.refresh():
                 self.sender.lookup.changed.notify_all()
-            self._take_pieces()
             self._nudge()
+            has_results = self.accumulator.has_results()
         self._say_connections()
-        self._resolve(done)
-
-    def _take_pieces(self) -> None:
-        """Take in the results of pieces of split batches, and ask for what comes after them."""
-        for batch in self.accumulator.partial():
-            descriptor = batch.descriptor
-            split = self._splits.get(descriptor)
-            records = split.piece_records
-            outcome = outcome_of(batch, self._descriptors.result(descriptor), records)
-            batch.resolve_piece(records, outcome)
-            self._splits.go_on(descriptor, delivered=outcome.error is None)
-            self.accumulator.learn_limit(batch, split)
-            self.arena.batch_states.store(descriptor, OVERSIZE)
-            self._control.wake_one_worker()
+        if has_results:  # mostly the callback thread has been quicker, where there is one
+            self._intake.take()
 
     def rest(self) -> float | None:
         """When ``turn`` is due by itself, in monotonic seconds; 0 at once, None not at all. Call it lying down."""
@@ -121,7 +111,7 @@ class Session:
             if self.is_closed:
                 return None
             # A slab that was freed since the last turn rang for nobody: let the first in line look.
-            self._call_first()
+            self._intake.call_first()
             # Whatever came in before "I sleep" was said rang for nobody: look once more.
             if self.accumulator.has_results() or self._topics.has_news():
                 return 0.0
@@ -165,28 +155,6 @@ class Session:
             self._connections_said = True
             text = "the network process has had %s connections at a time, the plan counts %s: set planned_brokers=%s"
             logger.warning(text, most, planned, most)
-
-    def _resolve(self, done: list[Batch]) -> None:
-        if done:
-            self._reporter.resolve(
-                [
-                    (batch, outcome_of(batch, self._descriptors.result(batch.descriptor), batch.records_left))
-                    for batch in done
-                ]
-            )
-
-    def _release(self, batches: list[Batch]) -> None:
-        with self.lock:
-            if self.is_closed:
-                return  # a callback that outlived close()
-            for batch in batches:
-                self.accumulator.release(batch)
-            self._call_first()
-
-    def _call_first(self) -> None:
-        """Let the first in line look for room, if it is worth it."""
-        if self.sender.line.turns and not self.accumulator.is_more_room_coming():
-            self.sender.line.call_first()
 
     def detach_dead(self, slot: int) -> None:
         """The process of a slot has died, and with it its mapping."""
@@ -243,25 +211,18 @@ class Session:
 
     def take_results(self) -> None:
         """Take in what has come in by now."""
-        with self.lock:
-            done = self.accumulator.take_done()
-            self._take_pieces()
-        self._resolve(done)
+        self._intake.take()
 
     def abandon(self, name: str, reason: str) -> int:
         """Resolve every batch that has no result with an error; how many records that were.
 
         No child works on the arena any more.
         """
-        with self.lock:
-            left = [batch for batch in self.accumulator.unfinished() if batch.outcome is None]
-        lost = sum(batch.records_left for batch in left)
-        self._reporter.resolve([(batch, abandoned(batch, name, reason)) for batch in left])
-        return lost
+        return self._intake.abandon(name, reason)
 
     def stop_callbacks(self, timeout_s: float) -> bool:
         """End the callback thread after what is queued; whether it ended in time."""
-        return self._reporter.stop(timeout_s)
+        return self._intake.reporter.stop(timeout_s)
 
     def give_back(self, memory: tuple[MemoryFigure, ...]) -> None:
         """Unmap the arena; ``memory`` goes into the last statistics."""
@@ -279,7 +240,7 @@ class Session:
 
     def in_callback(self) -> bool:
         """Whether the calling thread is running one of this producer's delivery callbacks."""
-        return self._reporter.in_callback()
+        return self._intake.reporter.in_callback()
 
     def statistics(self, memory: tuple[MemoryFigure, ...]) -> Statistics:
         """The figures of this moment; after the arena was given back, the last ones."""
@@ -312,7 +273,7 @@ class Session:
             return place == len(waiting)
 
         with self.watch.changed:
-            if self.watch.changed.wait_for(finished, timeout_s):
+            if self.watch.wait_for(finished, timeout_s):
                 return
             left = sum(batch.records for batch in waiting if not batch.finished)
         raise FlushTimeoutError(f"{left} records were still under way after {timeout_s} s", records=left)

@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 MAGIC: Final = 0x534C_4142_5052_4553  # "SLABPRES"
-LAYOUT_VERSION: Final = 5
+LAYOUT_VERSION: Final = 6
 PAGE_BYTES: Final = 4096
 LINE_BYTES: Final = 64
 
@@ -59,7 +59,10 @@ REPORT_BYTES: Final = 1024
 # u32 for each slot of the control block: 1 while that process has the arena mapped, written by that process.
 ATTACHED_AT: Final = REPORT_AT + REPORT_BYTES
 ATTACHED_SLOTS: Final = 2 + WORKERS_MAX
-HEADER_BYTES: Final = -(-(ATTACHED_AT + 4 * ATTACHED_SLOTS) // PAGE_BYTES) * PAGE_BYTES
+# A line of its own, u32: 1 while the producer's callback thread sleeps until there are results (native/sleeper.pxi).
+# Stored by that thread; 0 also by whoever wakes it.
+RESULTS_SLEEPER_AT: Final = -(-(ATTACHED_AT + 4 * ATTACHED_SLOTS) // LINE_BYTES) * LINE_BYTES
+HEADER_BYTES: Final = -(-(RESULTS_SLEEPER_AT + LINE_BYTES) // PAGE_BYTES) * PAGE_BYTES
 
 CONNECTIONS_MOST_AT: Final = NETWORK_COUNTERS_AT + 12 * 8
 COORDINATOR_COUNTERS: Final = ("records", "record_bytes", "batches_sealed", "room_waits")

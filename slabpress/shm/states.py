@@ -1,6 +1,7 @@
 """Every state word of the arena, and who may change it: nothing assigns a state that is not in these tables.
 
-The ownership table. C is the coordinator, W the worker that was admitted to the batch, A whoever holds the
+The ownership table. C is the coordinator (where results are taken in, two threads: its own and the producer's callback
+thread, under the locks of pipeline/intake.py), W the worker that was admitted to the batch, A whoever holds the
 admission lock, N the network process. While a state lasts, its owner alone may write the thing.
 
     batch        owner  leaves to           what the owner does

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from slabpress.config import PIPELINE_SETTINGS, Config
 from slabpress.network.broker import Broker
 from slabpress.network.loop import Loop
 from slabpress.network.settings import NetworkSettings
-from slabpress.shm.control import NETWORK, Control
+from slabpress.shm.control import COORDINATOR, NETWORK, Control
 
 
 class Bench:
@@ -71,3 +72,23 @@ def test_brokers_are_looked_at_when_something_of_theirs_may_be_due_and_not_for_e
     while not looks:
         bench.loop.turn(1.0)
     assert looks[0] >= due_ns
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("has_moved", [False, True])
+@pytest.mark.parametrize("told", [[], [True], [True, True], [True, False], [False]])
+def test_the_coordinator_is_rung_for_results_that_no_callback_thread_sleeps_for(
+    bench: Bench, told: list[bool], has_moved: bool
+) -> None:
+    arenas = [SimpleNamespace(has_news=True, tell_of_results=lambda each=each: each) for each in told]
+    arenas.append(SimpleNamespace(has_news=False, tell_of_results=lambda: False))
+    for arena in arenas:
+        arena.needs_workers = False
+    bench.loop.arenas.update(enumerate(cast(Any, arenas)))
+    bench.loop.producing.finished = 1
+    bench.loop.queues.moved = has_moved
+    bench.control.lie_down(COORDINATOR)
+    bench.loop._tell_of_results()
+    bench.loop.arenas.clear()
+    rung = bool(select.select([bench.control.bells[COORDINATOR]], [], [], 0)[0])
+    assert rung == (has_moved or not all(told) or not told)

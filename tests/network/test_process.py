@@ -14,9 +14,9 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from slabpress.results import EXPIRED_SENT, EXPIRED_UNSENT, PROTOCOL
-from slabpress.shm.control import FIRST_WORKER
+from slabpress.shm.control import COORDINATOR, FIRST_WORKER
 from slabpress.shm.layout import SEAL_HEAD_AT
-from slabpress.shm.states import IN_FLIGHT, READY
+from slabpress.shm.states import DONE, IN_FLIGHT, READY
 from tests.network.fake_broker import (
     API_VERSIONS,
     METADATA,
@@ -85,6 +85,26 @@ def test_a_delivery_rings_a_sleeping_worker_only_where_something_waits_for_one(f
         bell.drain()
         assert not is_rung_by_a_delivery(waiting=False)
         assert is_rung_by_a_delivery(waiting=True)
+
+
+@both_kinds
+def test_a_result_wakes_the_callback_thread_that_sleeps_for_it_or_else_the_coordinator(
+    fake: FakeBroker, direct: bool
+) -> None:
+    with Rig(fake.address, direct=direct) as rig:
+        rig.know("t")
+        rig.result(rig.send("t", 0, b"v"))  # a leader that becomes known rings as well
+        bell, sleeper = rig.control.bells[COORDINATOR], rig.arena.results_sleeper
+        rig.control.lie_down(COORDINATOR)
+        bell.drain()
+        sleeper.lie_down()
+        rig.send("t", 0, b"v")
+        sleeper.wait()
+        assert len(rig.arena.batch_states.find_all(DONE)) == 1
+        assert not select.select([bell], [], [], 0)[0]
+        rig.send("t", 0, b"v")
+        assert select.select([bell], [], [], 30)[0], "nobody slept, so the coordinator is rung"
+        assert len(rig.arena.batch_states.find_all(DONE)) == 2
 
 
 def test_batch_bytes_are_those_of_the_reference(fake: FakeBroker) -> None:

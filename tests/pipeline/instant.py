@@ -133,8 +133,13 @@ class InstantPipeline:
         descriptors.set_result(index, result)
         arena.outputs.mark(output.first_output, OUTPUT_FREE)
         arena.batch_states.store(index, DONE)
-        self.control.wake(COORDINATOR)
+        self.tell_of_results()
         return batch
+
+    def tell_of_results(self) -> None:
+        """Wake who takes them in, as the network process does."""
+        if not self.arena.results_sleeper.wake():
+            self.control.wake(COORDINATOR)
 
     def _next_ready(self) -> int | None:
         """In a direct arena: the batch that was sealed first."""

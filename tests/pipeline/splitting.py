@@ -7,7 +7,7 @@ from typing import Any, Final
 from slabpress.errors import DeliveryError
 from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, Control
+from slabpress.shm.control import Control
 from slabpress.workers.codecs import make_codec
 from slabpress.workers.compressor import Compressor
 from tests.pipeline.instant import DeliveredBatch, InstantPipeline, Rig
@@ -41,7 +41,7 @@ class LimitedPipeline(InstantPipeline):
         for batch in self.network.heads():
             if len(self.broker.arrivals) < self.stop_after:
                 self.network.answer(batch, self.network.send(batch))
-                self.control.wake(COORDINATOR)
+                self.tell_of_results()
                 return _SOMETHING
         return None
 

@@ -340,7 +340,7 @@ def test_a_callback_that_outlives_close_fails_in_nobodys_face(monkeypatch: pytes
         with contextlib.suppress(FlushTimeoutError):  # its record was delivered, only its callback was not done
             rig.close(0.01)
         leave.set()
-        thread = rig.session._reporter._thread
+        thread = rig.session._intake.reporter._thread
         assert thread is not None
         thread.join(WATCHDOG_S)
 

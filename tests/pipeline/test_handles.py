@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from slabpress._native import Memory, Sleeper
 from slabpress.errors import DeliveryError, DeliveryTimeoutError
-from slabpress.pipeline.batch import Batch, Delivery, DeliveryHandle, ManyDelivery, Outcome, Watch
+from slabpress.pipeline.batch import Batch, Delivery, DeliveryHandle, DoneCallback, ManyDelivery, Outcome, Watch
 from slabpress.pipeline.reporter import Reporter, outcome_of
 from slabpress.pipeline.topics import Topic
 from slabpress.results import EXPIRED_SENT, EXPIRED_UNSENT, PROTOCOL
@@ -18,13 +19,27 @@ from tests.pipeline.instant import WATCHDOG_S, Rig, until
 from tests.shm.kit import make_writer, small_arena
 
 
+class _NoResults:
+    """Nothing comes but what the test resolves."""
+
+    def has_results(self) -> bool:
+        return False
+
+    def take_or_tell(self) -> None:
+        pass
+
+
+def _reporter(watch: Watch, on_delivery: DoneCallback | None, released: list[Batch]) -> Reporter:
+    return Reporter(watch, on_delivery, released.extend, _NoResults(), Sleeper(Memory(bytearray(64)), 0))
+
+
 class _Desk:
     """A reporter with batches of a few records, and what it released."""
 
     def __init__(self) -> None:
         self.watch = Watch()
         self.released: list[Batch] = []
-        self.reporter = Reporter(self.watch, None, self.released.extend)
+        self.reporter = _reporter(self.watch, None, self.released)
         self.topic = Topic("t", 0)
 
     def batch(self, records: int = 3, partition: int = 1) -> Batch:
@@ -84,8 +99,10 @@ def test_an_unresolved_record_times_out_and_says_which(desk: _Desk) -> None:
 
 def test_a_waiting_thread_is_woken_by_the_result(desk: _Desk) -> None:
     batch, found = desk.batch(), []
-    thread = threading.Thread(target=lambda: found.append(DeliveryHandle(batch, 0).result(WATCHDOG_S)))
+    # Without a timeout: a wait that is over looks once more by itself.
+    thread = threading.Thread(target=lambda: found.append(DeliveryHandle(batch, 0).result()), daemon=True)
     thread.start()
+    until(lambda: desk.watch._waiting == 1)
     desk.deliver(batch)
     thread.join(WATCHDOG_S)
     assert found == [Delivery("t", 1, 100, None)]
@@ -190,9 +207,7 @@ def test_what_a_callback_raises_is_logged_and_hurts_nothing(desk: _Desk, caplog:
 
 def test_on_delivery_gets_every_record_of_every_batch_in_order() -> None:
     watch, calls = Watch(), []
-    reporter = Reporter(
-        watch, lambda handle: calls.append((handle.result().offset, reporter.in_callback())), lambda _: None
-    )
+    reporter = _reporter(watch, lambda handle: calls.append((handle.result().offset, reporter.in_callback())), [])
     desk = _Desk()
     desk.watch, desk.reporter = watch, reporter
     for offset in (100, 200):
@@ -299,7 +314,7 @@ def test_a_late_look_at_an_old_failure_hides_no_new_one(desk: _Desk) -> None:
 
 def test_a_failure_that_on_delivery_was_told_of_is_not_told_again() -> None:
     desk = _Desk()
-    desk.reporter = Reporter(desk.watch, lambda _: None, desk.released.extend)
+    desk.reporter = _reporter(desk.watch, lambda _: None, desk.released)
     desk.fail(desk.batch(3))
     assert desk.reporter.stop(WATCHDOG_S)
     assert desk.watch.take_unseen()[0] == 0

@@ -197,6 +197,7 @@ def test_a_forked_child_gets_errors_and_the_parent_goes_on(sink: MockCluster, ma
         calls: list[Callable[[], object]] = [pipeline.producer, pipeline.memory]
         for producer in producers:
             calls += [lambda p=producer: p.send("t", b"x"), producer.flush, producer.stats]  # type: ignore[misc]
+        calls.append(lambda: handles[0].add_done_callback(print))  # its thread would sleep on the parent's arena
         refused = 0
         for call in calls:
             try:
@@ -208,7 +209,7 @@ def test_a_forked_child_gets_errors_and_the_parent_goes_on(sink: MockCluster, ma
         with pipeline:
             pass
         pipeline.close()
-        return refused == len(calls) == 8
+        return refused == len(calls) == 9
 
     assert _in_forked_child(use) == 0
     assert processes(pipeline) == before
