@@ -100,6 +100,7 @@ class Coordinator:
         except BaseException:
             self._supervisor.kill()
             for session in self._sessions:
+                session.stop_callbacks(_JOIN_TIMEOUT_S)  # it sleeps on the arena
                 session.arena.close()
             self.control.close()
             raise

@@ -13,6 +13,7 @@ import pytest
 
 from slabpress.errors import ProcessError
 from slabpress.pipeline.batch import Batch, DeliveryHandle, Outcome
+from slabpress.pipeline.supervisor import Supervisor
 from slabpress.shm import layout as at
 from slabpress.shm.control import COORDINATOR
 from slabpress.shm.states import DONE
@@ -248,6 +249,17 @@ def test_what_goes_wrong_in_the_callback_thread_is_told_and_leaves_nobody_waitin
         with pytest.raises(ProcessError, match="please report it"):
             rig.send("t", b"v")
     assert "the coordinator's thread failed" in caplog.text
+
+
+def test_a_producer_that_cannot_start_leaves_no_callback_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Supervisor) -> None:
+        raise ProcessError("worker 0 cannot be started")
+
+    monkeypatch.setattr(Supervisor, "start", fail)
+    before = set(threading.enumerate())
+    with pytest.raises(ProcessError, match="cannot be started"):
+        Rig({"t": 1}, on_delivery=lambda _: None)
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_callback_that_forks_goes_on_in_the_parent_alone() -> None:
