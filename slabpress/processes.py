@@ -16,7 +16,8 @@ from slabpress.errors import CallbackFlushError, SlabpressError
 from slabpress.exits import close_at_exit
 from slabpress.observe.statistics import MemoryFigure
 from slabpress.pipeline.batch import DoneCallback
-from slabpress.pipeline.coordinator import Coordinator, check_memory, forked_error, roles_of
+from slabpress.pipeline.coordinator import Coordinator
+from slabpress.pipeline.preparations import check_memory, forked_error, roles_of
 from slabpress.plan import PipelinePlan, plan_producer, process_lines, workers_of
 from slabpress.producer import Producer
 

@@ -16,8 +16,9 @@ from slabpress.exits import close_at_exit, open_producers
 from slabpress.observe.statistics import Statistics
 from slabpress.pipeline.batch import DoneCallback, ManyDelivery
 from slabpress.pipeline.columns import ArrowData, LineBuffer, arrow_source, send_arrow, send_lines
-from slabpress.pipeline.coordinator import Coordinator, check_memory, closed_error, forked_error, roles_of
+from slabpress.pipeline.coordinator import Coordinator
 from slabpress.pipeline.many import send_many
+from slabpress.pipeline.preparations import check_memory, closed_error, forked_error, roles_of
 from slabpress.plan import MemoryPlan, plan_memory, plan_producer, process_lines, workers_of_one
 from slabpress.records import Headers, Part
 

@@ -98,7 +98,7 @@ def test_memory_that_is_not_there_for_the_processes_is_an_error_before_one_start
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = _children()
-    monkeypatch.setattr("slabpress.pipeline.coordinator.memory_available_bytes", lambda: 10 << 20)
+    monkeypatch.setattr("slabpress.pipeline.preparations.memory_available_bytes", lambda: 10 << 20)
     with pytest.raises(MemoryShortError, match=r"\(the processes\), but only 10 MiB are available"):
         Pipeline(NOWHERE, workers=4)
     assert _children() == before

@@ -23,44 +23,23 @@ import time
 import weakref
 from typing import Final
 
-from slabpress.config import PIPELINE_SETTINGS, Config
-from slabpress.cpus import memory_available_bytes
-from slabpress.errors import ForkedError, MemoryShortError, ProcessError, ProducerClosedError, SlabpressError
+from slabpress.config import Config
+from slabpress.errors import ProcessError, ProducerClosedError
 from slabpress.observe.memory import process_bytes
 from slabpress.observe.statistics import MemoryFigure, Statistics
 from slabpress.pipeline.batch import DoneCallback
 from slabpress.pipeline.child import Role
+from slabpress.pipeline.preparations import arena_settings, closed_error, forked_error
 from slabpress.pipeline.session import Session
 from slabpress.pipeline.supervisor import END_TIMEOUT_S, Supervisor
-from slabpress.plan import ARENA, CONTROL, COORDINATOR_LINE, MemoryPlan, PipelinePlan, PlanLine
+from slabpress.plan import ARENA, CONTROL, MemoryPlan, PipelinePlan, PlanLine
 from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.handover import ArenaGrant
 from slabpress.shm.states import PROCESS_RUNNING
-from slabpress.units import format_bytes
 
 _JOIN_TIMEOUT_S: Final = 10.0
-# What the children must know of each producer.
-_ARENA_SETTINGS: Final = (
-    "acks",
-    "enable_idempotence",
-    "delivery_timeout_ms",
-    "max_request_size",
-    "compression_type",
-    "compression_level",
-)
 
 logger = logging.getLogger("slabpress")
-
-
-def roles_of(config: Config, workers: int) -> list[Role]:
-    """The children of a set of processes with these settings."""
-    cluster = {name: getattr(config, name) for name in PIPELINE_SETTINGS}
-    own = {"orphan_drain": config.orphan_drain}
-    network = Role("network process", "slabpress.network", NETWORK, cluster)
-    return [
-        network,
-        *(Role(f"worker {worker}", "slabpress.workers", FIRST_WORKER + worker, own) for worker in range(workers)),
-    ]
 
 
 class Coordinator:
@@ -120,9 +99,8 @@ class Coordinator:
             session = Session(self._numbers, config, plan, self.control, on_delivery)
             self._numbers += 1
             self._sessions = (*self._sessions, session)
-        settings = {name: getattr(config, name) for name in _ARENA_SETTINGS}
-        settings["largest_batch_bytes"] = plan.largest_batch_bytes
-        self._supervisor.add_arena(ArenaGrant(session.number, session.arena.descriptor, settings))
+        grant = ArenaGrant(session.number, session.arena.descriptor, arena_settings(config, plan))
+        self._supervisor.add_arena(grant)
         return session
 
     # --- the background thread ------------------------------------------------------------------------------
@@ -295,33 +273,6 @@ class Coordinator:
     def is_forked(self) -> bool:
         """Whether this is a forked child of the process that made it."""
         return self._forked
-
-
-def closed_error() -> SlabpressError:
-    """What calls get after close()."""
-    return ProducerClosedError("the producer is closed: make another one")
-
-
-def forked_error() -> SlabpressError:
-    """What calls get in a forked child."""
-    return ForkedError(
-        "this producer belongs to the process that forked this one, and its records would be lost here: make a "
-        "producer after the fork"
-    )
-
-
-def check_memory(lines: tuple[PlanLine, ...], what: str) -> None:
-    """Raise MemoryShortError if the machine or the cgroup cannot hold what these lines of a plan add.
-
-    The coordinator's own line is taken already: this process has imported what it needs.
-    """
-    total_bytes = sum(line.total_bytes for line in lines if line.name != COORDINATOR_LINE)
-    available = memory_available_bytes()
-    if available is not None and total_bytes > available:
-        raise MemoryShortError(
-            f"the plan takes {format_bytes(total_bytes)} ({what}), but only {format_bytes(available)} are available "
-            "here: lower buffer_memory or workers, or raise the memory limit (`slabpress plan` shows every line)"
-        )
 
 
 _live: weakref.WeakSet[Coordinator] = weakref.WeakSet()
