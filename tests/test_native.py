@@ -810,6 +810,11 @@ def test_memory_reads_back_what_was_stored_and_no_neighbour_changes() -> None:
     assert buffer == b"\xaa" * 4 + b"\4\3\2\1" + b"\xaa" * 8 + b"\x19\x17\x16\x15\x14\x13\x12\x11" + b"\xaa" * 8
     memory.add_u64(16, (1 << 64) - 1)
     assert memory.load_u64(16) == 0x1112131415161718  # counters go round
+    memory.add_all(16, 2, 3)
+    assert [memory.load_u64(16), memory.load_u64(24)] == [0x111213141516171A, 0xAAAA_AAAA_AAAA_AAAA + 3]
+    assert memory.fenced_u32(4) == 0x01020304
+    with pytest.raises(IndexError):
+        memory.add_all(24, 1, 2)
     with memory.view_of(4, 4) as view:
         view[:] = b"abcd"
     assert buffer[4:8] == b"abcd"
@@ -857,6 +862,8 @@ def _calls_on_memory(
     yield lambda: memory.load_u64(0)
     yield lambda: memory.store_u64(0, 1)
     yield lambda: memory.add_u64(0, 1)
+    yield lambda: memory.add_all(0, 1)
+    yield lambda: memory.fenced_u32(0)
     yield lambda: memory.view_of(0, 1)
     yield lambda: words.load(0)
     yield lambda: words.store(0, 1)

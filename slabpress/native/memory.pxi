@@ -59,6 +59,19 @@ cdef class Memory:
         cdef char *word = self.at(offset, 8)
         sp_store64(word, sp_load64(word) + amount)
 
+    def add_all(self, Py_ssize_t offset, *amounts):
+        """Add to u64 counters that lie one behind the other and have one writer: this process."""
+        cdef char *word = self.at(offset, 8 * len(amounts))
+        cdef uint64_t amount
+        for amount in amounts:
+            sp_store64(word, sp_load64(word) + amount)
+            word += 8
+
+    def fenced_u32(self, Py_ssize_t offset):
+        """``fence``, then ``load_u32``."""
+        sp_fence()
+        return sp_load32(self.at(offset, 4))
+
     def fence(self):
         """A full fence: what was stored before is visible before anything after it is loaded."""
         sp_fence()

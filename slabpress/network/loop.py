@@ -22,12 +22,11 @@ from slabpress.network.produce import ProduceContext, Producing
 from slabpress.network.queues import Batch, PartitionQueue, Queues
 from slabpress.network.refresh import MetadataContext, Refresher
 from slabpress.network.resolver import Resolver
+from slabpress.network.room import is_worker_wanted
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.transport import RECEIVE_BYTES
-from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR
 from slabpress.shm.handover import Child
-from slabpress.shm.layout import ORPHANS_AT, PARKED_AT, SPLITS_AT
 
 _NS_PER_S: Final = 1_000_000_000
 _NEVER_NS: Final = 1 << 63
@@ -189,8 +188,15 @@ class Loop:
             told = [arena.tell_of_results() for arena in self.arenas.values() if arena.has_news]
             if moved or not told or not all(told):
                 self._control.wake(COORDINATOR)
-            if any(arena.needs_workers and _waits_for_worker(arena.arena) for arena in self.arenas.values()):
-                self._control.wake_one_worker()
+            self._wake_worker()
+
+    def _wake_worker(self) -> None:
+        """Ring a worker that sleeps, if something waits for the room that there is now."""
+        slot = self._control.sleeping_worker()
+        if slot is None:
+            return
+        if any(arena.needs_workers and is_worker_wanted(arena.arena) for arena in self.arenas.values()):
+            self._control.bells[slot].ring()
 
     def _write_report(self) -> None:
         """While no broker gives metadata, say why; the coordinator quotes it."""
@@ -322,16 +328,6 @@ class Loop:
         deaf = any(arena.acks == 0 for arena in self.arenas.values())
         if (broker.last_error or deaf) and not broker.retired and broker.node >= 0:
             self.refresher.schedule.soon(now)
-
-
-def _waits_for_worker(arena: Arena) -> bool:
-    """Whether a worker may have been waiting for what was freed: with nothing sealed a ring would only cost the CPU.
-
-    What is sealed after this look is its sealer's to ring for.
-    """
-    if arena.seal_head != arena.seal_tail:
-        return True
-    return any(map(arena.memory.load_u64, (ORPHANS_AT, PARKED_AT, SPLITS_AT)))
 
 
 def _batches_of(arena: ArenaBatches, requests: Iterable[InFlight]) -> list[Batch]:

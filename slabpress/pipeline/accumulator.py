@@ -227,7 +227,7 @@ class Accumulator:
             self.release(batch)
         elif self._arena.is_direct:
             self._control.wake(NETWORK)
-        else:
+        elif not self._arena.promises.cover_new():
             self._control.wake_one_worker()
 
     def drop_if_empty(self, batch: Batch) -> None:

@@ -155,8 +155,7 @@ class Admission:
         first = self._arena.outputs.claim(needed, owned(OUTPUT_FILLING, self._worker))
         if first == NONE:
             return False
-        self._descriptors.set_output(index, (first, needed, 0, 0))
-        self._descriptors.set_worker(index, self._worker)
+        self._descriptors.set_admitted(index, first, needed, self._worker)
         self._arena.batch_states.store(index, COMPRESSING)
         return True
 
@@ -248,6 +247,7 @@ class Admission:
             How many batches now wait for another worker; None if somebody else holds the lock. That may be a process
             that was stopped, so whoever recovers comes again and does not wait: the program's calls wait for it.
         """
+        self._arena.promises.withdraw(dead_worker)
         try:
             self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

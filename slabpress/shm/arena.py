@@ -10,7 +10,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from slabpress._native import Blocks, Memory, Sleeper, Words
+from slabpress._native import Blocks, Memory, Promises, Sleeper, Words
 from slabpress.shm import layout as at
 from slabpress.shm.layout import Geometry, Layout, layout_of
 from slabpress.shm.sealed import sealed_queue
@@ -39,6 +39,7 @@ class Arena:
         payload_states: state word of each block of ``outputs``.
         slab_shares, output_shares: which leaders' batches have their share of them.
         sealed_queue: what waits for a worker.
+        promises: which of it some worker will soon look at.
         results_sleeper: the producer's callback thread, while it sleeps until there are results.
     """
 
@@ -82,6 +83,7 @@ class Arena:
         self.slab_shares = slab_shares(self)
         self.output_shares = output_shares(self)
         self.sealed_queue = sealed_queue(self)
+        self.promises = Promises(self.memory, at.PROMISES_AT, at.WORKERS_MAX, at.SEAL_HEAD_AT, at.SEAL_TAIL_AT)
         self.results_sleeper = Sleeper(self.memory, at.RESULTS_SLEEPER_AT)
         # Plain reads and writes of what a state word protects; dropped before the mapping is closed.
         self.view: memoryview = memoryview(mapping)

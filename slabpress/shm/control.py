@@ -44,6 +44,7 @@ class Control:
     def __init__(self, descriptor: int, bells: list[Doorbell]) -> None:
         self.descriptor = descriptor
         self.bells = bells
+        self._sleeping_at = [self._line(slot) + _SLEEPING for slot in range(len(bells))]
         self._mapping = map_segment(descriptor, CONTROL_BYTES)
         self.memory = Memory(self._mapping)
 
@@ -131,17 +132,21 @@ class Control:
 
     def wake(self, slot: int) -> None:
         """Ring a process that sleeps. Call it after publishing what it should see."""
-        self.memory.fence()
-        if self.is_sleeping(slot):
+        if self.memory.fenced_u32(self._sleeping_at[slot]):
             self.bells[slot].ring()
 
-    def wake_one_worker(self) -> None:
-        """Ring the first worker that sleeps, if any: whoever wakes rings the next while there is work."""
-        self.memory.fence()
+    def sleeping_worker(self) -> int | None:
+        """The first worker that sleeps, if any. Call it after publishing what it should see."""
         for slot in self.workers:
-            if self.is_sleeping(slot):
-                self.bells[slot].ring()
-                return
+            if self.memory.fenced_u32(self._sleeping_at[slot]):
+                return slot
+        return None
+
+    def wake_one_worker(self) -> None:
+        """Ring the first worker that sleeps, if any: whoever wakes rings the next while there is work for both."""
+        slot = self.sleeping_worker()
+        if slot is not None:
+            self.bells[slot].ring()
 
     def close(self) -> None:
         """Unmap and close every descriptor of this process."""

@@ -18,6 +18,7 @@ _SEAL = struct.Struct("<Qqqq")  # commit, base timestamp, max timestamp, created
 _OUTPUT = struct.Struct("<IIII")  # first output, output count, payload bytes, codec
 # COMMIT, BASE_TIMESTAMP and MAX_TIMESTAMP; then the four of _OUTPUT.
 _CONTENT = struct.Struct(f"<Qqq{at.FIRST_OUTPUT_AT - at.CREATED_AT}xIIII")
+_ADMITTED = struct.Struct(f"<IIII{at.WORKER_AT - at.CODEC_AT - 4}xI")  # those four, the worker
 _RESULT = struct.Struct("<iiIIqq")  # code, record index, retriable, text length, base offset, append time
 _DELIVERED = struct.Struct("<i12xqq")  # of _RESULT
 _ORIGIN = struct.Struct("<II")  # partition index, first slab
@@ -171,6 +172,11 @@ class Descriptors:
         """What a READY batch holds, and where."""
         commit, base, newest, *output = _CONTENT.unpack_from(self._arena.view, self._at(index, at.COMMIT_AT))
         return Content(commit & _RECORDS_MASK, base, newest, Output._make(output))
+
+    def set_admitted(self, index: int, first_output: int, output_count: int, worker: int) -> None:
+        """Record who compresses the batch, and into which output buffers (admission lock held)."""
+        view, start = self._arena.view, self._base + index * at.DESCRIPTOR_BYTES
+        _ADMITTED.pack_into(view, start + at.FIRST_OUTPUT_AT, first_output, output_count, 0, 0, worker)
 
     def set_worker(self, index: int, worker: int) -> None:
         """Record who compresses the batch (admission lock held)."""

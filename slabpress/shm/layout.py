@@ -62,7 +62,10 @@ ATTACHED_SLOTS: Final = 2 + WORKERS_MAX
 # A line of its own, u32: 1 while the producer's callback thread sleeps until there are results (native/sleeper.pxi).
 # Stored by that thread; 0 also by whoever wakes it.
 RESULTS_SLEEPER_AT: Final = -(-(ATTACHED_AT + 4 * ATTACHED_SLOTS) // LINE_BYTES) * LINE_BYTES
-HEADER_BYTES: Final = -(-(RESULTS_SLEEPER_AT + LINE_BYTES) // PAGE_BYTES) * PAGE_BYTES
+# u64 for each worker: up to which seal number it will soon look (native/promises.pxi), written by that worker; of a
+# dead one, by who recovers from its death.
+PROMISES_AT: Final = RESULTS_SLEEPER_AT + LINE_BYTES
+HEADER_BYTES: Final = -(-(PROMISES_AT + 8 * WORKERS_MAX) // PAGE_BYTES) * PAGE_BYTES
 
 CONNECTIONS_MOST_AT: Final = NETWORK_COUNTERS_AT + 12 * 8
 COORDINATOR_COUNTERS: Final = ("records", "record_bytes", "batches_sealed", "room_waits")

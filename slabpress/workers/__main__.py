@@ -10,6 +10,7 @@ import sys
 
 from slabpress.shm.control import FIRST_WORKER, NETWORK
 from slabpress.shm.handover import Child
+from slabpress.workers.calls import Calls
 from slabpress.workers.codecs import CodecCache
 from slabpress.workers.compressor import Compressor
 
@@ -24,18 +25,22 @@ class Worker:
     def __init__(self, child: Child) -> None:
         self._child = child
         self._codecs = CodecCache()
+        self._index = child.slot - FIRST_WORKER
+        self._calls = Calls(child.control, self._index)
         self.compressors: dict[int, Compressor] = {}
 
     def follow_changes(self) -> None:
         """Take on arenas that were added, let go those that were taken away."""
         if not self._child.has_changes():
             return  # a busy worker asks before every batch
+        self._calls.go_away()  # it may take long
         for change in self._child.changes():
             if change.arena is not None:
-                index = self._child.slot - FIRST_WORKER
-                codec = self._codecs.get(change.settings)
-                self.compressors[change.number] = Compressor(change.arena, codec, index, self._child.control)
+                codec, control = self._codecs.get(change.settings), self._child.control
+                made = Compressor(change.arena, codec, self._index, control, self._calls)
+                self.compressors[change.number] = made
             elif (gone := self.compressors.pop(change.number, None)) is not None:
+                self._calls.remove(gone.arena)
                 self._child.let_go(gone.arena)
                 self._codecs.keep_only([compressor.codec for compressor in self.compressors.values()])
 
@@ -50,10 +55,10 @@ class Worker:
         """Wait for the doorbell; False when the coordinator is gone."""
         child, control, slot = self._child, self._child.control, self._child.slot
         watched = child.watched
+        self._calls.go_away()
         control.lie_down(slot)
         try:
-            has_work = any(compressor.admission.has_work() for compressor in self.compressors.values())
-            if not has_work and not child.has_changes() and not control.stopping:
+            if not self._calls.is_any_work() and not child.has_changes() and not control.stopping:
                 readable = control.bells[slot].wait(child.idle_timeout_s, watched)
                 if watched:
                     return not readable  # the wait has told: no need to ask again at every wake-up

@@ -102,7 +102,7 @@ class _BlockCodec(ABC):
     def compress(self, chunks: Sequence[memoryview], raw_bytes: int, out: Sequence[memoryview]) -> int:
         """Compresses one batch, see ``Codec.compress``."""
         if len(chunks) == 1 and raw_bytes <= BLOCK_BYTES:
-            return _fill(out, (self._whole(chunks[0]),), raw_bytes)
+            return _fill_with(out, self._whole(chunks[0]), raw_bytes)
         blocks = _blocks(chunks, raw_bytes, self._gathered)
         return _fill(out, self._parts(blocks, raw_bytes), raw_bytes)
 
@@ -240,7 +240,7 @@ class ZstdCodec:
         if raw_bytes > self._largest:  # the context would grow beyond its line in the plan
             raise ValueError(f"batch of {raw_bytes} bytes is larger than the {self._largest} planned")
         if len(chunks) == 1 and raw_bytes <= BLOCK_BYTES:
-            return _fill(out, (self._compressor.compress(chunks[0]),), raw_bytes)
+            return _fill_with(out, self._compressor.compress(chunks[0]), raw_bytes)
         return _fill(out, self._parts(chunks, raw_bytes), raw_bytes)
 
     def _parts(self, chunks: Sequence[memoryview], raw_bytes: int) -> Iterator[bytes]:
@@ -288,6 +288,15 @@ def _fill(out: Sequence[memoryview], parts: Iterable[bytes | memoryview], raw_by
             used += step
             done += step
     return total
+
+
+def _fill_with(out: Sequence[memoryview], payload: bytes | memoryview, raw_bytes: int) -> int:
+    """Copies a whole payload, which mostly fits into the first buffer."""
+    size = len(payload)
+    if size >= raw_bytes or size > len(out[0]):
+        return _fill(out, (payload,), raw_bytes)
+    out[0][:size] = payload
+    return size
 
 
 def _blocks(chunks: Sequence[memoryview], raw_bytes: int, gathered: memoryview) -> Iterator[memoryview]:

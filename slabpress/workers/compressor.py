@@ -20,6 +20,7 @@ from slabpress.shm.control import COORDINATOR, NETWORK, Control
 from slabpress.shm.descriptors import CODEC_NONE, Descriptors, Task
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
+from slabpress.workers.calls import Calls
 from slabpress.workers.codecs import NOT_SMALLER, Codec
 
 
@@ -31,15 +32,19 @@ class Compressor:
         codec: its producer's codec, which arenas with the same settings share: one batch is compressed at a time.
         worker: this worker's index, from 0.
         control: whom to wake.
+        calls: the worker's, if it has other arenas.
     """
 
-    def __init__(self, arena: Arena, codec: Codec, worker: int, control: Control) -> None:
+    def __init__(self, arena: Arena, codec: Codec, worker: int, control: Control, calls: Calls | None = None) -> None:
         self.arena = arena
         self.codec = codec
         self._control = control
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
         self.admission = Admission(arena, worker)
+        self._calls = calls or Calls(control, worker)
+        self._calls.add(arena, self.admission)
+        self._ns_per_byte = 0.0  # 0 before the first batch
         self._counters = at.WORKER_COUNTERS_AT + worker * at.LINE_BYTES
 
     def work(self) -> bool:
@@ -47,14 +52,18 @@ class Compressor:
         index = self.admission.take()
         if index is None:
             return False
-        if self.admission.has_work():
-            self._control.wake_one_worker()
-        self.finish(index)
+        task = self._descriptors.task(index)
+        # A piece of a split batch has to be cut out first.
+        takes_ns = task.raw_bytes * self._ns_per_byte if task.source == NONE else 0.0
+        self._calls.begin(self.arena, task.raw_bytes, takes_ns)
+        self._finish(index, task)
         return True
 
     def finish(self, index: int) -> None:
         """Compress a batch that this worker was admitted to, unless that is done already, and publish it."""
-        task = self._descriptors.task(index)
+        self._finish(index, self._descriptors.task(index))
+
+    def _finish(self, index: int, task: Task) -> None:
         is_finished = task.payload_bytes != 0  # by a worker that died of nothing else
         output_count = task.output_count if is_finished else self._compress(index, task)
         self._publish(index, task, output_count)
@@ -79,7 +88,9 @@ class Compressor:
             copy_stream(chunks, buffers)
         used = -(-payload_bytes // outputs.block_bytes)
         self._descriptors.finish_output(index, (task.first_output, used, payload_bytes, codec))
-        self._count(raw_bytes, payload_bytes, (time.monotonic_ns() - started_ns) // 1000)
+        took_ns = time.monotonic_ns() - started_ns
+        self._learn(took_ns / raw_bytes)
+        self._count(raw_bytes, payload_bytes, took_ns // 1000)
         return used
 
     def _cut_piece(self, index: int) -> tuple[list[memoryview], int]:
@@ -108,15 +119,14 @@ class Compressor:
         if wanted and arena.slabs.count_free() >= wanted:
             self._control.wake(COORDINATOR)
 
+    def _learn(self, ns_per_byte: float) -> None:
+        """How long a batch will take: as others did, but one that the system interrupted shall not count for much."""
+        known = self._ns_per_byte or ns_per_byte
+        self._ns_per_byte = known + (min(ns_per_byte, 2 * known) - known) / 8
+
     def _count(self, raw_bytes: int, payload_bytes: int, busy_us: int) -> None:
-        add = self.arena.memory.add_u64
-        first = self._counters
-        add(first, 1)
-        add(first + 8, raw_bytes)
-        add(first + 16, payload_bytes)
-        add(first + 24, busy_us)
-        if payload_bytes == raw_bytes:
-            add(first + 32, 1)
+        sent_raw = int(payload_bytes == raw_bytes)
+        self.arena.memory.add_all(self._counters, 1, raw_bytes, payload_bytes, busy_us, sent_raw)
 
 
 def copy_stream(chunks: list[memoryview], buffers: list[memoryview]) -> None:

@@ -143,6 +143,22 @@ def test_sealing_wakes_who_sleeps_and_is_next() -> None:
         assert rig.control.bells[COORDINATOR].wait(0, bells) == bells[:1]
 
 
+def test_sealing_wakes_no_worker_while_one_has_promised_to_be_back_soon() -> None:
+    with parts(compression_type="lz4") as rig:
+        rig.control.lie_down(FIRST_WORKER)
+        bell = rig.control.bells[FIRST_WORKER].fileno()
+        topic = rig.topic("t", 1)
+        rig.arena.promises.promise(1, 1)
+        rig.accumulator.seal(_open(rig, topic, 0))
+        assert rig.control.bells[COORDINATOR].wait(0, [bell]) == []
+        rig.arena.memory.store_u64(at.SEAL_HEAD_AT, 1)  # it was admitted to that one
+        rig.accumulator.seal(_open(rig, topic, 0))
+        assert rig.control.bells[COORDINATOR].wait(0, [bell]) == [bell]
+        rig.control.bells[FIRST_WORKER].drain()
+        rig.accumulator.seal(_open(rig, topic, 0))  # behind one that waits
+        assert rig.control.bells[COORDINATOR].wait(0, [bell]) == []
+
+
 def test_a_batch_without_a_record_is_given_back_and_not_sealed() -> None:
     with parts() as rig:
         topic = rig.topic("t", 1)

@@ -109,6 +109,10 @@ class MortalDescriptors(Descriptors):
         self._life.change()
         super().set_output(index, output)
 
+    def set_admitted(self, *arguments: int) -> None:
+        self._life.change()
+        super().set_admitted(*arguments)
+
 
 def mortal(arena: Arena, life: Life) -> Any:
     """The arena as a process with this life changes it."""

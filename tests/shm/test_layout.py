@@ -105,6 +105,7 @@ _U64_OF_THE_HEADER = (
     "COORDINATOR_COUNTERS_AT",
     "NETWORK_COUNTERS_AT",
     "WORKER_COUNTERS_AT",
+    "PROMISES_AT",
 )
 
 
@@ -135,6 +136,8 @@ def test_writers_of_the_header_have_cache_lines_of_their_own() -> None:
         (at.NETWORK_COUNTERS_AT, at.NETWORK_COUNTERS_AT + counters[1]),
         (at.WORKER_COUNTERS_AT, at.WORKER_COUNTERS_AT + at.WORKERS_MAX * at.LINE_BYTES),
         (at.REPORT_AT, at.REPORT_AT + at.REPORT_BYTES),
+        (at.ATTACHED_AT, at.ATTACHED_AT + 4 * at.ATTACHED_SLOTS),
+        (at.PROMISES_AT, at.PROMISES_AT + 8 * at.WORKERS_MAX),
     ]
     for (_, end), (start, _) in itertools.pairwise(writers):
         assert align(end, at.LINE_BYTES) <= start

@@ -1,0 +1,79 @@
+"""Whom a worker calls to help it, and whom it spares.
+
+A wake-up costs the one who rings, the one who wakes and the caches of both more than compressing a small batch. So a
+worker that is at short work promises to be back at the sealed batches soon (native/promises.pxi), nobody is rung for
+what it will take then, and it calls another itself once more waits, with room for it, than is worth that. A worker that
+begins something long, or whose length it cannot tell, promises nothing: whoever seals rings another at once.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from slabpress.shm.admission import Admission
+from slabpress.shm.arena import Arena
+from slabpress.shm.control import Control
+
+# What may wait for a worker that is back after that time: as long as it takes to wake another one, several times.
+SOON_NS: Final = 250_000
+# Work that one worker does alone before it calls another: twenty times what a wake-up costs.
+WORTH_A_CALL_NS: Final = 1_000_000
+# Beside its codec.
+_BATCH_NS: Final = 10_000
+
+
+class Calls:
+    """One worker's promises, of all its arenas, and its calls.
+
+    Args:
+        control: whom to wake.
+        worker: this worker's index.
+    """
+
+    def __init__(self, control: Control, worker: int) -> None:
+        self._control = control
+        self._worker = worker
+        self._arenas: dict[Arena, Admission] = {}
+
+    def add(self, arena: Arena, admission: Admission) -> None:
+        """Look at this arena, too. Its word may be that of a worker that is dead."""
+        arena.promises.withdraw(self._worker)
+        self._arenas[arena] = admission
+
+    def remove(self, arena: Arena) -> None:
+        """Look at this arena no more."""
+        del self._arenas[arena]
+
+    def begin(self, arena: Arena, raw_bytes: int, takes_ns: float) -> None:
+        """A batch of the arena is to be compressed: promise to be back soon after it, or call another.
+
+        Args:
+            arena: which.
+            raw_bytes: the batch's size.
+            takes_ns: how long it will take; 0 if that cannot be told.
+        """
+        takes_ns += _BATCH_NS
+        if takes_ns == _BATCH_NS or takes_ns * len(self._arenas) > SOON_NS:  # each arena has its turn
+            self.go_away()
+            self._control.memory.fence()
+            if self.is_any_work():
+                self._control.wake_one_worker()
+            return
+        batches = int(WORTH_A_CALL_NS / takes_ns)
+        if arena.promises.promise(self._worker, batches):
+            self._call_for(arena, batches * raw_bytes)
+
+    def _call_for(self, arena: Arena, raw_bytes: int) -> None:
+        """Call another worker if there is room for so much: what waits is compressed only as room comes."""
+        slot = self._control.sleeping_worker()
+        if slot is not None and arena.outputs.count_free() * arena.outputs.block_bytes >= raw_bytes:
+            self._control.bells[slot].ring()
+
+    def go_away(self) -> None:
+        """Promise nothing: this worker lies down, or begins something else. It looks at what there is after a fence."""
+        for arena in self._arenas:
+            arena.promises.withdraw(self._worker)
+
+    def is_any_work(self) -> bool:
+        """Whether any arena has a batch to be taken."""
+        return any(admission.has_work() for admission in self._arenas.values())
