@@ -14,9 +14,9 @@ from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import Control
 
-# What may wait for a worker that is back after that time: as long as it takes to wake another one, several times.
+# What is sealed meanwhile may wait so long for a worker that is awake. To be woken for it costs about a third of that.
 SOON_NS: Final = 250_000
-# Work that one worker does alone before it calls another: twenty times what a wake-up costs.
+# Work that one worker does alone before it calls another: some ten times what a wake-up costs.
 WORTH_A_CALL_NS: Final = 1_000_000
 # Beside its codec.
 _BATCH_NS: Final = 10_000
