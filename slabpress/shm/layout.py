@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 MAGIC: Final = 0x534C_4142_5052_4553  # "SLABPRES"
-LAYOUT_VERSION: Final = 6
+LAYOUT_VERSION: Final = 7
 PAGE_BYTES: Final = 4096
 LINE_BYTES: Final = 64
 
