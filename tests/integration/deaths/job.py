@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import sys
 import threading
@@ -31,10 +30,7 @@ from typing import Any
 
 from slabpress import Producer
 from tests.crash.tally import Line, Tally
-from tests.integration.deaths.records import value_of
-
-# What records are filled from, each from another place of it: text that a codec has work with.
-TEXT = random.Random(5).randbytes(500_000).hex().encode()
+from tests.integration.deaths.records import text_of, value_of
 
 
 def say(**what: Any) -> None:
@@ -78,8 +74,7 @@ class Senders:
     def _send_one(self, name: str, line: Line, number: int) -> None:
         partition = number % self._partitions
         line.attempt(number + 1)
-        begin = number * 1_009 % (len(TEXT) - self._filling)
-        value = value_of(name, partition, number, TEXT[begin : begin + self._filling])
+        value = value_of(name, partition, number, text_of(number, self._filling))
         self._producer.send(self._topic, value, partition=partition)
         line.accept(number + 1)
 

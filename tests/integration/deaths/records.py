@@ -5,12 +5,14 @@ A sender numbers its records from 0 and goes round the partitions: number n goes
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tests.support.kafka import KafkaCluster, Record, read_back
 
 READ_TIMEOUT_S = 60.0
+_TEXT = random.Random(5).randbytes(500_000).hex().encode()
 
 
 class Counts(NamedTuple):
@@ -32,6 +34,12 @@ class Counts(NamedTuple):
 def value_of(sender: str, partition: int, number: int, filling: bytes = b"") -> bytes:
     """A record's value."""
     return b"%s %d %d %s" % (sender.encode(), partition, number, filling)
+
+
+def text_of(number: int, size: int) -> bytes:
+    """Text that a codec has some work with, for each record another."""
+    begin = number * 1_009 % (len(_TEXT) - size)
+    return _TEXT[begin : begin + size]
 
 
 def count(read: Iterable[Record], accepted: Mapping[str, int], attempted: Mapping[str, int] | None = None) -> Counts:

@@ -14,7 +14,7 @@ from slabpress import Producer, SlabpressError
 from slabpress.pipeline.supervisor import Supervisor
 from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.states import COMPRESSING, ORPHAN, PROCESS_RUNNING
-from tests.integration.deaths.records import value_of
+from tests.integration.deaths.records import text_of, value_of
 from tests.integration.pipeline.looks import WATCHDOG_S, until
 from tests.support.kafka_install import wait_until
 
@@ -29,6 +29,7 @@ class Stream:
         topic: where to.
         partitions: it goes round so many.
         filling: what each record carries beside its numbers.
+        text_bytes: or so much text, in each record another.
         name: the sender's.
 
     Attributes:
@@ -36,7 +37,14 @@ class Stream:
     """
 
     def __init__(
-        self, producer: Producer, topic: str, partitions: int = 1, *, filling: bytes = b"", name: str = "a"
+        self,
+        producer: Producer,
+        topic: str,
+        partitions: int = 1,
+        *,
+        filling: bytes = b"",
+        text_bytes: int = 0,
+        name: str = "a",
     ) -> None:
         self.producer = producer
         self.name = name
@@ -44,6 +52,7 @@ class Stream:
         self._topic = topic
         self._partitions = partitions
         self._filling = filling
+        self._text_bytes = text_bytes
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
 
@@ -56,7 +65,8 @@ class Stream:
         """Send so many records."""
         for _ in range(records):
             partition = self.sent % self._partitions
-            value = value_of(self.name, partition, self.sent, self._filling)
+            filling = text_of(self.sent, self._text_bytes) if self._text_bytes else self._filling
+            value = value_of(self.name, partition, self.sent, filling)
             self.producer.send(self._topic, value, partition=partition)
             self.sent += 1
 

@@ -28,7 +28,7 @@ LARGE: Final[dict[str, Any]] = {
     "linger_ms": 60_000,
 }
 RECORDS: Final = 3500
-WORDS: Final = b" ".join(b"%d" % (number * 7919 % 10_007) for number in range(230))
+TEXT_BYTES: Final = 1100
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_a_worker_that_compresses_dies_by(
 ) -> None:
     kafka.create_topic(topic, config={"max.message.bytes": str(8 << 20)})
     producer = make_producer(kafka.bootstrap_servers, compression_type=codec, compression_level=9, **LARGE)
-    stream = Stream(producer, topic, filling=WORDS)
+    stream = Stream(producer, topic, text_bytes=TEXT_BYTES)
     stream.send(RECORDS)
     compressing = Compressing(producer)
     producer._session.seal_all()
@@ -71,7 +71,7 @@ def test_a_batch_that_kills_its_worker_again_and_again_is_sent_uncompressed_and_
 ) -> None:
     kafka.create_topic(topic, config={"max.message.bytes": str(8 << 20)})
     producer = make_producer(kafka.bootstrap_servers, compression_type="gzip", compression_level=9, **LARGE)
-    stream = Stream(producer, topic, filling=WORDS)
+    stream = Stream(producer, topic, text_bytes=TEXT_BYTES)
     stream.send(RECORDS)
     compressing = Compressing(producer)
     producer._session.seal_all()
@@ -98,7 +98,7 @@ def test_a_worker_dies_when_everything_waits_for_its_batch(
     kafka.create_topic(topic)
     settings: dict[str, Any] = {"buffer_memory": "512KiB", "linger_ms": 0, "max_block_ms": 2000, "workers": workers}
     producer = make_producer(kafka.bootstrap_servers, compression_type="gzip", compression_level=9, **settings)
-    stream = Stream(producer, topic, filling=WORDS)
+    stream = Stream(producer, topic, text_bytes=TEXT_BYTES)
     with stream.running_until(BufferFullError):
         worker = stop_one_that_compresses(producer)
     slabs = producer.stats().slabs["free"]
