@@ -224,6 +224,88 @@ class OpeningPoint:
     ) -> None: ...
     def open(self, batch: OpenBatch, partition_index: int) -> None: ...
 
+class Inbox:
+    cursor: int
+    def __init__(
+        self,
+        memory: Memory,
+        states: Words,
+        ready_state: int,
+        ring: Words,
+        tail_at: int,
+        wanted_at: int,
+        descriptors: int,
+        descriptor_bytes: int,
+        seal_number_at: int,
+        partition_at: int,
+        created_at: int,
+    ) -> None: ...
+    def await_ready(self, index: int) -> None: ...
+    def has_news(self) -> bool: ...
+    def newly_ready(self) -> list[int]: ...
+    def take_wanted(self) -> bool: ...
+    def next_sealed(self) -> tuple[int, int, int, int, int] | None: ...
+
+class Watch:
+    def __init__(self, memory: Memory, orders_at: int, sleeping_at: int) -> None: ...
+    def add(self, inbox: Inbox) -> None: ...
+    def remove(self, inbox: Inbox) -> None: ...
+    def take_orders(self) -> bool: ...
+    def has_news(self) -> bool: ...
+    def lie_down(self) -> bool: ...
+    def get_up(self) -> None: ...
+
+class AnswerReader:
+    def __init__(self, version: int, frame: bytes) -> None: ...
+    def read(self) -> tuple[int, list[tuple[Any, ...]], list[tuple[int, str, int]]]: ...
+
+class SendPoint:
+    def __init__(
+        self,
+        memory: Memory,
+        states: Words,
+        in_flight_state: int,
+        outputs: Blocks,
+        output_in_flight: int,
+        output_free: int,
+        splits_at: int,
+        counters_at: int,
+        descriptors: int,
+        descriptor_bytes: int,
+        commit_at: int,
+        first_output_at: int,
+        attempts_at: int,
+        result_at: int,
+        split_source_at: int,
+        header_at: int,
+        text_at: int,
+        text_bytes: int,
+    ) -> None: ...
+    def measure(self, index: int) -> tuple[int, int, int, int, bool]: ...
+    def make(
+        self,
+        index: int,
+        records: int,
+        producer_id: int,
+        epoch: int,
+        sequence: int,
+        crc32c: Callable[..., int],
+        piece_max_timestamp: int | None = None,
+    ) -> list[memoryview]: ...
+    def start(self, index: int) -> None: ...
+    def end(
+        self,
+        index: int,
+        records: int,
+        code: int,
+        record_index: int,
+        retriable: bool,
+        base_offset: int,
+        append_time_ms: int,
+        text: bytes,
+        state: int,
+    ) -> None: ...
+
 class SealPoint:
     def __init__(
         self,

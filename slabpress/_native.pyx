@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in sixteen pieces that can each be read in one sitting, included below.
+One module in nineteen pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
@@ -203,6 +203,9 @@ include "native/batches.pxi"
 include "native/shares.pxi"
 include "native/queue.pxi"
 include "native/promises.pxi"
+include "native/sending.pxi"
+include "native/watch.pxi"
+include "native/answers.pxi"
 include "native/encoding.pxi"
 include "native/runs.pxi"
 include "native/points.pxi"

@@ -56,9 +56,10 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     child.running()
-    ask = True  # after the job; where it has a pidfd only when that rings, for each question is a system call
-    while not (child.control.stopping or (ask and child.parent_is_gone())):
-        ask = loop.turn(child.idle_timeout_s) or child.parent < 0
+    ask = True  # whether this is the end; where the job has a pidfd only when that rings, for it is a system call
+    longest_s = child.idle_timeout_s
+    while not (ask and child.must_end()):
+        ask = loop.turn(longest_s) or child.parent < 0
     if not child.control.stopping and settings.orphan_drain:
         drain_for(child, loop, settings)
     loop.close()

@@ -14,20 +14,19 @@ large, becomes OVERSIZE: its first output is the source from then on.
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from crc32c import crc32c
 
-from slabpress._native import NONE
 from slabpress.network.outcomes import Outcome
-from slabpress.network.queues import Batch, PartitionQueue
+from slabpress.network.partition import Batch, PartitionQueue
 from slabpress.network.sequences import UNIDENTIFIED, Sequences
+from slabpress.network.succession import drop_source, make_order
 from slabpress.results import DELIVERED
 from slabpress.shm.arena import Arena
-from slabpress.shm.descriptors import Content, Descriptors, Output, Result
+from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.layout import (
     BATCH_HEADER_BYTES,
     BROKERS_AT,
@@ -35,12 +34,10 @@ from slabpress.shm.layout import (
     NETWORK_COUNTERS,
     NETWORK_COUNTERS_AT,
 )
-from slabpress.shm.splits import Split, Splits
+from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     DONE,
-    IN_FLIGHT,
     OUTPUT_FREE,
-    OUTPUT_IN_FLIGHT,
     OUTPUT_READY,
     OVERSIZE,
     PARTIAL,
@@ -51,22 +48,12 @@ from slabpress.shm.topics import TopicTable
 
 _COUNTER_AT: Final = {name: NETWORK_COUNTERS_AT + 8 * place for place, name in enumerate(NETWORK_COUNTERS)}
 
-# The header of a version 2 record batch, in two pieces: the CRC-32C covers the second and the payload.
-_HEADER_START: Final = struct.Struct(">qiibI")  # base offset, length, leader epoch, magic, CRC
-_HEADER_REST: Final = struct.Struct(">hiqqqhii")  # the fields that make_bytes names
-_CRC_FROM: Final = _HEADER_START.size
-_MAGIC: Final = 2
+_REQUESTS_AT: Final = _COUNTER_AT["requests"]
+_REQUEST_BYTES_AT: Final = _COUNTER_AT["request_bytes"]
+# For ``SendPoint.end``: the batch's state is stored by its caller.
+_NOT_YET: Final = -1
 # What brokers remember of a partition's batches (ProducerStateEntry.NUM_BATCHES_TO_RETAIN).
 _IDEMPOTENT_IN_FLIGHT: Final = 5
-# The length field counts what follows it: all but the base offset and itself.
-_BYTES_BEFORE_LENGTH_COUNTS: Final = 12
-
-
-class _Held(NamedTuple):
-    """What is known of a batch from when it is READY until it is DONE, or is to be split."""
-
-    content: Content
-    split: Split
 
 
 class ArenaBatches:
@@ -88,6 +75,7 @@ class ArenaBatches:
         retired: its producer was closed: nothing of it is sent any more, nobody waits for a result.
         queues: for each partition index its queue, once it had a batch.
         has_news: a batch has a result, or one of its pieces, that nobody was woken for yet.
+        inbox: what the other processes have done in the arena.
     """
 
     def __init__(self, number: int, arena: Arena, settings: dict[str, Any]) -> None:
@@ -107,8 +95,10 @@ class ArenaBatches:
         self.queues: list[PartitionQueue | None] = [None] * arena.geometry.partition_count
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
+        self._send_point = arena.send_point
+        self.inbox = arena.inbox()
         # In a fresh arena this is 0.
-        self._cursor = max(0, arena.seal_tail - arena.geometry.seal_ring_entries)
+        self.inbox.cursor = max(0, arena.seal_tail - arena.geometry.seal_ring_entries)
         self._older: list[tuple[int, int]] = []
 
     @property
@@ -118,30 +108,13 @@ class ArenaBatches:
 
     def take_over(self) -> None:
         """Make order after a predecessor that died: its batches on the wire are READY to be sent again."""
-        states = self.arena.batch_states
-        held: set[int] = set()
-        for index in (index for state in UNDER_WAY for index in states.find_all(state)):
-            sealed = self._descriptors.sealed(index)
-            self.sequences.mend(index, sealed.partition_index, self._splits.get(index).first, sealed.records)
-        for state in (READY, IN_FLIGHT):
-            for index in states.find_all(state):
-                first, split = self._descriptors.output(index).first_output, self._splits.get(index)
-                if first == NONE:
-                    self._end(index, split)
-                    continue
-                self.arena.outputs.mark(first, OUTPUT_READY)
-                held.update(self.arena.outputs.chain(first))
-                states.store(index, OVERSIZE if first == split.source else READY)
-        # Only this role makes an output IN_FLIGHT, so what is IN_FLIGHT now was being freed.
-        for output in self.arena.payload_states.find_all(OUTPUT_IN_FLIGHT):
-            if output not in held:
-                self.arena.payload_states.store(output, OUTPUT_FREE)
+        make_order(self.arena, self._descriptors, self._splits, self.sequences)
         # From the states and not from the ring: a batch that waits long, for its leader or for its pieces, may be older
         # than the ring, and of what a predecessor has followed any entry is overwritten by the next seal.
-        self._cursor = self.arena.seal_tail
-        number = self._descriptors.seal_number
+        self.inbox.cursor = self.arena.seal_tail
+        states, number = self.arena.batch_states, self._descriptors.seal_number
         under_way = [index for index in range(states.count) if states.load(index) in UNDER_WAY]
-        self._older = sorted((number(index), index) for index in under_way if number(index) <= self._cursor)
+        self._older = sorted((number(index), index) for index in under_way if number(index) <= self.inbox.cursor)
 
     def retire(self) -> None:
         """Send nothing of it any more; what is on the wire is nobody's business now."""
@@ -158,95 +131,84 @@ class ArenaBatches:
         return self.refused_id
 
     @property
-    def has_new_seals(self) -> bool:
-        """Whether the coordinator sealed batches that were not followed yet."""
-        return bool(self._older) or self._cursor != self.arena.seal_tail
+    def has_arrivals(self) -> bool:
+        """Whether anybody did anything here that was not looked at yet."""
+        return self.inbox.has_news() or bool(self._older)
 
     def follow(self) -> Iterator[Batch]:
         """The batches that were sealed since the last call, in seal order."""
-        arena = self.arena
-        tail = arena.seal_tail
         while self._older:
             number, index = self._older.pop(0)
-            yield self._batch(index, number)
-        while self._cursor < tail:
-            index = arena.sealed_at(self._cursor)
-            self._cursor += 1
+            sealed = self._descriptors.sealed(index)
+            yield self._batch(index, number, sealed.partition_index, sealed.created_ns)
+        inbox = self.inbox
+        while (entry := inbox.next_sealed()) is not None:
+            index, number, state, partition_index, created_ns = entry
             # The ring's first entry is seal number 1. One that does not match, or is DONE, is of a batch that
             # a predecessor ended.
-            if self._descriptors.seal_number(index) == self._cursor and arena.batch_states.load(index) in UNDER_WAY:
-                yield self._batch(index, self._cursor)
+            if number == inbox.cursor and state in UNDER_WAY:
+                batch = self._batch(index, number, partition_index, created_ns)
+                batch.ready = state == READY
+                yield batch
 
-    def _batch(self, index: int, seal_number: int) -> Batch:
-        sealed = self._descriptors.sealed(index)
-        queue = self.queues[sealed.partition_index]
+    def _batch(self, index: int, seal_number: int, partition_index: int, created_ns: int) -> Batch:
+        queue = self.queues[partition_index]
         if queue is None:
-            topic_index, number = self.topics.partition(sealed.partition_index)
+            topic_index, number = self.topics.partition(partition_index)
             # One name for all partitions of a topic: it may be 249 bytes long.
-            queue = PartitionQueue(self, sys.intern(self.topics.name(topic_index)), number, sealed.partition_index)
-            self.queues[sealed.partition_index] = queue
+            queue = PartitionQueue(self, sys.intern(self.topics.name(topic_index)), number, partition_index)
+            self.queues[partition_index] = queue
             if not self.topics.is_routed(queue.index):
                 self.note_leader(queue)
-        deadline_ns = sealed.created_ns + self.delivery_timeout_ms * 1_000_000
-        return Batch(queue, index, seal_number, deadline_ns)
+        return Batch(queue, index, seal_number, created_ns + self.delivery_timeout_ms * 1_000_000)
 
     def is_ready(self, index: int) -> bool:
-        """Whether a worker has finished the batch."""
-        return self.arena.batch_states.load(index) == READY
+        """Whether a worker has finished the batch; if not, it will be news once one has."""
+        if self.arena.batch_states.load(index) == READY:
+            return True
+        self.inbox.await_ready(index)
+        return False
 
-    def ready(self) -> list[int]:
-        """Every READY batch."""
-        return self.arena.batch_states.find_all(READY)
+    def newly_ready(self) -> list[int]:
+        """The batches that have become READY since ``is_ready`` said that they are not."""
+        return self.inbox.newly_ready()
 
     def measure(self, batch: Batch) -> None:
         """Learn what a READY batch holds, and how many bytes it will be."""
-        self._held(batch)
-
-    def _held(self, batch: Batch) -> _Held:
-        if isinstance(held := batch.held, _Held):
-            return held
-        held = batch.held = _Held(self._descriptors.content(batch.index), self._splits.get(batch.index))
-        batch.records = held.split.piece_records if held.split.is_split else held.content.records
-        batch.size = BATCH_HEADER_BYTES + held.content.output.payload_bytes
-        return held
+        if batch.size:
+            return
+        batch.records, batch.first_output, batch.payload_bytes, batch.codec, split = self._send_point.measure(
+            batch.index
+        )
+        batch.size = BATCH_HEADER_BYTES + batch.payload_bytes
+        if split:
+            batch.split = self._splits.get(batch.index)
+            batch.records = batch.split.piece_records
 
     def _forget(self, batch: Batch) -> None:
         """What it holds is sent, or will be another piece."""
-        batch.held, batch.parts, batch.size = None, [], 0
-
-    def codec(self, batch: Batch) -> int:
-        """Kafka's id of a READY batch's codec."""
-        return self._held(batch).content.output.codec
+        batch.split, batch.parts, batch.size = None, [], 0
 
     def make_bytes(self, batch: Batch) -> None:
         """Write the header of a batch that is about to be sent; a retry sends the same bytes (law 8)."""
         if batch.parts:
             return
-        content, split = self._held(batch)
-        output = content.output
+        if not batch.size:
+            self.measure(batch)
+        split = batch.split
         identity = UNIDENTIFIED
         if self.idempotent:
-            given = self.sequences.assign(batch.index, batch.queue.index, split.first, content.records)
+            records, first = (batch.records, 0) if split is None else (self._records(batch), split.first)
+            given = self.sequences.assign(batch.index, batch.queue.index, first, records)
             if given is None:
                 raise ValueError("a batch of an idempotent producer is sent before there is a producer id")
             identity = given
-        payload = self.arena.outputs.views(output.first_output, output.payload_bytes)
-        header = self._descriptors.header(batch.index)
-        _HEADER_REST.pack_into(
-            header,
-            _CRC_FROM,
-            output.codec,  # attributes: the codec; no bit set for CreateTime, not transactional, no control
-            batch.records - 1,  # last offset delta
-            content.base_timestamp_ms,
-            split.piece_max_timestamp_ms if split.is_split else content.max_timestamp_ms,
-            *identity,  # producer id, producer epoch, base sequence
-            batch.records,
-        )
-        checksum = crc32c(header[_CRC_FROM:])
-        for view in payload:
-            checksum = crc32c(view, checksum)
-        _HEADER_START.pack_into(header, 0, 0, batch.size - _BYTES_BEFORE_LENGTH_COUNTS, -1, _MAGIC, checksum)
-        batch.parts = [header, *payload]
+        newest = None if split is None else split.piece_max_timestamp_ms
+        batch.parts = self._send_point.make(batch.index, batch.records, *identity, crc32c, newest)
+
+    def _records(self, batch: Batch) -> int:
+        """How many records the whole batch has."""
+        return self._descriptors.sealed(batch.index).records
 
     def note_leader(self, queue: PartitionQueue) -> None:
         """Tell the others whose share of the arena the queue's batches are."""
@@ -269,74 +231,84 @@ class ArenaBatches:
 
     def start(self, batch: Batch) -> None:
         """READY becomes IN_FLIGHT, before the first byte is sent."""
-        index = batch.index
-        self._descriptors.set_attempts(index, self._descriptors.attempts(index) + 1)
-        self.arena.outputs.mark(self._held(batch).content.output.first_output, OUTPUT_IN_FLIGHT)
-        self.arena.batch_states.store(index, IN_FLIGHT)
+        self._send_point.start(batch.index)
 
     def put_back(self, batch: Batch) -> None:
         """IN_FLIGHT becomes READY again: a response said so or the socket is closed (law 7)."""
-        self.arena.outputs.mark(self._held(batch).content.output.first_output, OUTPUT_READY)
+        self.measure(batch)
+        self.arena.outputs.mark(batch.first_output, OUTPUT_READY)
         self.arena.batch_states.store(batch.index, READY)
         self.count("retries")
 
     def split(self, batch: Batch) -> None:
         """IN_FLIGHT becomes OVERSIZE: what was sent, several records, is more than the broker takes at once."""
-        index = batch.index
-        (_, _, _, output), split = self._held(batch)
+        self.measure(batch)
+        index, split, payload_bytes = batch.index, batch.split, batch.payload_bytes
         self._forget(batch)
         self._descriptors.set_attempts(index, 0)  # its next piece was not sent yet
-        if split.is_split:
-            self._splits.halve(index, batch.records, output.payload_bytes)
+        if split is not None:
+            self._splits.halve(index, batch.records, payload_bytes)
+            output = self._descriptors.output(index)
             self._descriptors.set_output(index, output._replace(first_output=split.source))
-            self.arena.outputs.mark(output.first_output, OUTPUT_FREE)
+            self.arena.outputs.mark(batch.first_output, OUTPUT_FREE)
         else:
-            self._splits.begin(index, output.first_output, output.payload_bytes, output.codec, batch.records)
-            self.arena.outputs.mark(output.first_output, OUTPUT_READY)
+            self._splits.begin(index, batch.first_output, payload_bytes, batch.codec, batch.records)
+            self.arena.outputs.mark(batch.first_output, OUTPUT_READY)
         self.arena.batch_states.store(index, OVERSIZE)
         self.count("splits")
 
+    def finish_delivered(self, batch: Batch, base_offset: int, append_time_ms: int) -> bool:
+        """What was sent is in the log; whether that is the batch's last. As most end so, nothing is made for it."""
+        if batch.split is None:
+            self._send_point.end(
+                batch.index,
+                batch.records,
+                DELIVERED,
+                -1,
+                False,  # noqa: FBT003 - retriable; the native step has no names
+                base_offset,
+                append_time_ms,
+                b"",
+                DONE,
+            )
+            batch.parts = []  # it is nobody's any more
+            self.has_news = True
+            return True
+        return self.finish_sent(batch, Outcome(DELIVERED, base_offset=base_offset, append_time_ms=append_time_ms))
+
     def finish_sent(self, batch: Batch, outcome: Outcome) -> bool:
         """What was sent has its result; whether that is the batch's last."""
-        content, split = self._held(batch)
-        last = not split.is_split or split.first + batch.records >= content.records
+        self.measure(batch)
+        split = batch.split
+        last = split is None or split.first + batch.records >= self._records(batch)
         self._finish(batch, outcome, batch.records, last=last)
         return last
 
     def finish(self, batch: Batch, outcome: Outcome) -> None:
         """All records that have none get this result; READY or IN_FLIGHT becomes DONE."""
-        content, split = self._held(batch)
-        self._finish(batch, outcome, content.records - split.first, last=True)
+        self.measure(batch)
+        records = batch.records if batch.split is None else self._records(batch) - batch.split.first
+        self._finish(batch, outcome, records, last=True)
 
     def _finish(self, batch: Batch, outcome: Outcome, records: int, *, last: bool) -> None:
         """Store a result in the order that the head of this module explains."""
-        index, content, split = batch.index, *self._held(batch)
-        output = content.output
+        index, drop_source = batch.index, last and batch.split is not None
         self._forget(batch)
-        self._descriptors.set_result(
+        state = DONE if last else PARTIAL
+        self._send_point.end(
             index,
-            Result(
-                outcome.code,
-                outcome.record_index,
-                outcome.base_offset,
-                outcome.append_time_ms,
-                outcome.retriable,
-                outcome.text,
-            ),
+            records,
+            outcome.code,
+            outcome.record_index,
+            outcome.retriable,
+            outcome.base_offset,
+            outcome.append_time_ms,
+            outcome.text.encode(),
+            _NOT_YET if drop_source else state,
         )
-        self.arena.outputs.mark(output.first_output, OUTPUT_IN_FLIGHT)
-        self._descriptors.set_output(index, Output(NONE, output.output_count, output.payload_bytes, output.codec))
-        self.arena.outputs.mark(output.first_output, OUTPUT_FREE)
-        if outcome.code == DELIVERED:
-            self.count("records_delivered", records)
-            self.count("batches_delivered")
-            self.count("payload_bytes_delivered", output.payload_bytes)
-        else:
-            self.count("records_failed", records)
-            self.count("batches_failed")
-        if last and split.is_split:
+        if drop_source:
             self._drop_source(index)
-        self.arena.batch_states.store(index, DONE if last else PARTIAL)
+            self.arena.batch_states.store(index, state)
         self.has_news = True
 
     def tell_of_results(self) -> bool:
@@ -345,27 +317,17 @@ class ArenaBatches:
         return self.arena.results_sleeper.wake()
 
     def _drop_source(self, index: int) -> None:
-        source = self._splits.get(index).source
-        if source != NONE:
-            self.arena.outputs.mark(source, OUTPUT_IN_FLIGHT)
-            self._splits.drop_source(index)
-            self.arena.outputs.mark(source, OUTPUT_FREE)
-
-    def _end(self, index: int, split: Split) -> None:
-        """What a predecessor has left of ``_finish`` after the first output became NONE."""
-        records = self._descriptors.sealed(index).records
-        # All the rest may have had its result at once (``finish``): then the source was being freed.
-        kept = split.is_split and self.arena.payload_states.load(split.source) == OUTPUT_READY
-        if kept and split.first + split.piece_records < records:
-            self.arena.batch_states.store(index, PARTIAL)
-        else:
-            self._drop_source(index)
-            self.arena.batch_states.store(index, DONE)
+        drop_source(self.arena, self._splits, index)
 
     def note_connections(self, now_open: int) -> None:
         """Keep the most connections that were ever open at a time."""
         if now_open > self.arena.memory.load_u64(CONNECTIONS_MOST_AT):
             self.arena.memory.store_u64(CONNECTIONS_MOST_AT, now_open)
+
+    def count_request(self, size: int) -> None:
+        """A request of so many bytes, with batches of this arena, goes out."""
+        self.arena.memory.add_u64(_REQUESTS_AT, 1)
+        self.arena.memory.add_u64(_REQUEST_BYTES_AT, size)
 
     def count(self, counter: str, amount: int = 1) -> None:
         """Add to one of the network process's counters."""

@@ -7,19 +7,20 @@ Each address of the broker's name is tried in turn; when none answers, the next 
 from __future__ import annotations
 
 import os
-import selectors
 from collections import deque
 from typing import Final, NamedTuple, Protocol
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.connection import Answer, Connection, InFlight, NegotiationError, State
+from slabpress.network.poller import READ, WRITE, Poller
 from slabpress.network.resolver import Resolved, Resolver
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.transport import BUFFERS_MAX, SEND_BYTES, Endpoint, TcpTransport
 from slabpress.network.wire import UnreadableError, WireError
 
-_READ: Final = selectors.EVENT_READ
-_WRITE: Final = selectors.EVENT_WRITE
+# An enum's members are found anew each time.
+_CONNECTING: Final = State.CONNECTING
+_READY: Final = State.READY
 
 
 class Owner(Protocol):
@@ -42,7 +43,7 @@ class Tools(NamedTuple):
     """What all brokers share."""
 
     settings: NetworkSettings
-    selector: selectors.BaseSelector
+    poller: Poller
     resolver: Resolver
     reconnect_backoff: Backoff
     receive_buffer: memoryview
@@ -92,6 +93,7 @@ class Broker:
         self._flexible = True
         self._setup_deadline_ns = 0
         self._mask = 0
+        self._in_flight_most = tools.settings.max_in_flight_requests_per_connection
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -99,7 +101,7 @@ class Broker:
     @property
     def is_ready(self) -> bool:
         """Whether requests may be sent."""
-        return self.connection is not None and self.connection.state is State.READY
+        return self.connection is not None and self.connection.state is _READY
 
     @property
     def is_setting_up(self) -> bool:
@@ -112,11 +114,12 @@ class Broker:
 
     def can_send(self, now: int) -> bool:
         """Whether a request may be sent now: the last one is in the kernel, and there is room for one more."""
+        connection = self.connection
         return (
-            self.connection is not None
-            and self.connection.state is State.READY
-            and not self.connection.has_outgoing
-            and self.connection.in_flight < self._tools.settings.max_in_flight_requests_per_connection
+            connection is not None
+            and connection.state is _READY
+            and not connection.has_outgoing
+            and connection.in_flight < self._in_flight_most
             and now >= self.muted_until_ns
         )
 
@@ -166,8 +169,8 @@ class Broker:
                 settings.client_id, settings.request_timeout_ms * NS_PER_MS, plain=self._plain, flexible=self._flexible
             )
             self._start_setup_clock(now)
-            self._mask = _WRITE
-            self._tools.selector.register(self._transport, self._mask, self)
+            self._mask = WRITE
+            self._tools.poller.register(self._transport, self._mask, self)
             return
         self._back_off(now)
         self._tools.owner.lost(self, [], now)
@@ -182,13 +185,13 @@ class Broker:
         if connection is None or transport is None:
             return
         try:
-            if connection.state is State.CONNECTING:
+            if connection.state is _CONNECTING:
                 transport.finish_connect()
                 connection.connected(now)
                 self.flush(now)
-            elif mask & _READ:
+            elif mask & READ:
                 self._receive(connection, transport, now)
-            if mask & _WRITE and connection is self.connection:
+            if mask & WRITE and connection is self.connection:
                 self.flush(now)
         except NegotiationError as error:
             self._close(str(error), now, ask_plain=True)
@@ -207,7 +210,7 @@ class Broker:
             if count == 0:
                 self._ended(connection, now)
                 return
-            was_ready = connection.state is State.READY
+            was_ready = connection.state is _READY
             for answer in connection.received(buffer[:count], now):
                 try:
                     self._tools.owner.answered(self, answer, now)
@@ -215,22 +218,23 @@ class Broker:
                     self._distrust(error)
                     self._close(str(error), now, also=[answer.request])
                     return
-            if connection.state is State.READY and not was_ready:
+            if connection.state is _READY and not was_ready:
                 self.failures = 0
                 self.last_error = ""
                 self.established += 1
                 self._tools.owner.became_ready(self)
-            self.flush(now)
+            if connection.has_outgoing:
+                self.flush(now)
             if count < len(buffer):
                 return
 
     def _distrust(self, error: WireError) -> None:
-        """What kio cannot read may parse in an older version of Produce; without this it would come for ever."""
+        """What kio cannot read may parse in an older version; without this it would come for ever."""
         self._flexible = self._flexible and not isinstance(error, UnreadableError)
 
     def _ended(self, connection: Connection, now: int) -> None:
         """The broker closed the connection: quietly while it was idle, which brokers do after a while."""
-        if connection.state is State.READY and connection.in_flight == 0 and not connection.has_outgoing:
+        if connection.state is _READY and connection.in_flight == 0 and not connection.has_outgoing:
             self.close(now)
         else:
             negotiating = connection.state is State.NEGOTIATING
@@ -240,22 +244,26 @@ class Broker:
     def flush(self, now: int) -> None:
         """Hand as much as possible to the kernel."""
         connection, transport = self.connection, self._transport
-        if connection is None or transport is None or connection.state is State.CONNECTING:
+        if connection is None or transport is None or connection.state is _CONNECTING:
             return
         try:
-            while buffers := connection.buffers(BUFFERS_MAX, SEND_BYTES):
-                count = transport.send(buffers)
-                for request in connection.sent(count, now):
-                    self._tools.owner.handed_over(request, now)
-                if count < sum(map(len, buffers)):
-                    break
+            while connection.has_outgoing and self._hand_over(connection, transport, now):
+                pass
         except OSError as error:
             self._close(error_words(error), now)
             return
-        mask = _READ | (_WRITE if connection.has_outgoing else 0)
+        mask = READ | (WRITE if connection.has_outgoing else 0)
         if mask != self._mask:
             self._mask = mask
-            self._tools.selector.modify(transport, mask, self)
+            self._tools.poller.modify(transport, mask, self)
+
+    def _hand_over(self, connection: Connection, transport: TcpTransport, now: int) -> bool:
+        """Offer the kernel what is next; whether it may take more."""
+        buffers = connection.buffers(BUFFERS_MAX, SEND_BYTES)
+        count = transport.send(buffers)
+        for request in connection.sent(count, now):
+            self._tools.owner.handed_over(request, now)
+        return connection.has_outgoing and count == sum(map(len, buffers))
 
     def deadline_ns(self) -> int | None:
         """When ``check`` has something to do; None if nothing is timed."""
@@ -298,7 +306,7 @@ class Broker:
 
     def _close(self, why: str, now: int, *, ask_plain: bool = False, also: list[InFlight] | None = None) -> None:
         """The connection failed. The socket is closed before anything is said of its requests (law 7)."""
-        was_connecting = self.connection is not None and self.connection.state is State.CONNECTING
+        was_connecting = self.connection is not None and self.connection.state is _CONNECTING
         lost = (also or []) + self._shut()
         self.last_error = why
         if ask_plain and not self._plain and self._endpoint is not None:
@@ -320,6 +328,6 @@ class Broker:
         connection, transport = self.connection, self._transport
         self.connection = self._transport = None
         if transport is not None:
-            self._tools.selector.unregister(transport)
+            self._tools.poller.unregister(transport)
             transport.close()
         return connection.close() if connection is not None else []

@@ -49,6 +49,8 @@ class State(Enum):
     CLOSED = auto()
 
 
+_NEGOTIATING: Final = State.NEGOTIATING  # an enum's members are found anew each time
+
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.CONNECTING: frozenset({State.NEGOTIATING, State.CLOSED}),
     State.NEGOTIATING: frozenset({State.READY, State.CLOSED}),
@@ -61,14 +63,29 @@ class NegotiationError(WireError):
     """The broker's answer to ApiVersions is of no use; a fresh connection may ask with version 0."""
 
 
-class InFlight(NamedTuple):
-    """A request that was built and has no answer yet. ``context`` is its sender's own."""
+class InFlight:
+    """A request that was built and has no answer yet.
 
-    correlation_id: int
-    api: int
-    version: int
-    context: object
-    deadline_ns: int
+    Attributes:
+        correlation_id: names it; odd for one that is done when its bytes are sent (acks=0).
+        api, version: what it is.
+        context: its sender's own.
+        deadline_ns: when its response must have come.
+        parts: what is not sent yet, so many bytes.
+    """
+
+    __slots__ = ("api", "context", "correlation_id", "deadline_ns", "parts", "size", "version")
+
+    def __init__(
+        self, correlation_id: int, api: int, version: int, context: object, deadline_ns: int, request: Request
+    ) -> None:
+        self.correlation_id = correlation_id
+        self.api = api
+        self.version = version
+        self.context = context
+        self.deadline_ns = deadline_ns
+        self.parts = request.parts
+        self.size = request.size
 
 
 class Answer(NamedTuple):
@@ -78,30 +95,20 @@ class Answer(NamedTuple):
     frame: bytes
 
 
-class _Outgoing:
-    """A request whose bytes are not all sent. ``unanswered``: it is done when they are (acks=0)."""
-
-    __slots__ = ("parts", "request", "unanswered")
-
-    def __init__(self, request: InFlight, parts: list[memoryview], *, unanswered: bool) -> None:
-        self.request = request
-        self.parts = deque(parts)
-        self.unanswered = unanswered
-
-
 class Connection:
     """The protocol state of one connection.
 
     Args:
         client_id: sent with every request.
         plain: ask for ApiVersions version 0 at once, because version 3 confused this broker before.
-        flexible: use Produce versions with tagged fields; not so with a broker that sent one that kio cannot pass over.
+        flexible: use versions with tagged fields; not so with a broker that sent one that kio cannot pass over.
         timeout_ns: a request's time until its response.
 
     Attributes:
         state: where it is in its life.
         versions: the highest common version of each API, once READY; an API without one is absent.
         last_used_ns: when something last went out or came in.
+        has_outgoing: bytes wait to be sent.
     """
 
     def __init__(self, client_id: str, timeout_ns: int, *, plain: bool, flexible: bool = True) -> None:
@@ -109,12 +116,13 @@ class Connection:
         self.state = State.CONNECTING
         self.versions: dict[int, int] = {}
         self.last_used_ns = 0
+        self.has_outgoing = False
         self._timeout_ns = timeout_ns
         self._asked = 0 if plain else _FIRST_VERSIONS_ASKED
         self._flexible = flexible
         self._next_id = 0
         self._in_flight: deque[InFlight] = deque()
-        self._outgoing: deque[_Outgoing] = deque()
+        self._outgoing: deque[InFlight] = deque()
         self._frames = Frames()
 
     def _become(self, state: State) -> None:
@@ -127,22 +135,16 @@ class Connection:
         """How many requests wait for a response."""
         return len(self._in_flight)
 
-    @property
-    def has_outgoing(self) -> bool:
-        """Whether bytes wait to be sent."""
-        return bool(self._outgoing)
-
     def outgoing(self) -> list[InFlight]:
         """The requests whose bytes are not all sent."""
-        return [waiting.request for waiting in self._outgoing]
+        return list(self._outgoing)
 
     @property
     def deadline_ns(self) -> int | None:
         """When the oldest request runs out of time; None without one."""
-        oldest = [waiting.request.deadline_ns for waiting in self._outgoing]
-        if self._in_flight:
-            oldest.append(self._in_flight[0].deadline_ns)
-        return min(oldest) if oldest else None
+        return min(
+            (requests[0].deadline_ns for requests in (self._outgoing, self._in_flight) if requests), default=None
+        )
 
     def connected(self, now: int) -> None:
         """The socket is connected: the handshake begins."""
@@ -165,14 +167,17 @@ class Connection:
 
     def send(self, request: Request, correlation_id: int, api: int, version: int, context: object, now: int) -> None:
         """Queue a request that was encoded with this correlation id."""
-        entry = InFlight(correlation_id, api, version, context, now + self._timeout_ns)
-        unanswered = bool(correlation_id & 1)
-        if not unanswered:
+        entry = InFlight(correlation_id, api, version, context, now + self._timeout_ns, request)
+        if not correlation_id & 1:
             self._in_flight.append(entry)
-        self._outgoing.append(_Outgoing(entry, request.parts, unanswered=unanswered))
+        self._outgoing.append(entry)
+        self.has_outgoing = True
 
     def buffers(self, limit: int, enough_bytes: int = 1 << 30) -> list[memoryview]:
         """The next bytes to send, at most ``limit`` pieces, and no more once they are enough."""
+        first = self._outgoing[0] if len(self._outgoing) == 1 else None
+        if first is not None and len(first.parts) <= limit and first.size <= enough_bytes:
+            return first.parts
         found: list[memoryview] = []
         size = 0
         for waiting in self._outgoing:
@@ -187,17 +192,27 @@ class Connection:
         """Note that so many bytes were handed to the kernel; the unanswered requests that are complete now."""
         self.last_used_ns = now
         complete = []
-        while self._outgoing:
-            parts = self._outgoing[0].parts
-            while parts and count >= len(parts[0]):
-                count -= len(parts.popleft())
-            if parts:
-                parts[0] = parts[0][count:]
-                break
+        while self._outgoing and count >= self._outgoing[0].size:
             first = self._outgoing.popleft()
-            if first.unanswered:
-                complete.append(first.request)
+            count -= first.size
+            first.parts = []
+            if first.correlation_id & 1:
+                complete.append(first)
+        if count:
+            self._cut(self._outgoing[0], count)
+        self.has_outgoing = bool(self._outgoing)
         return complete
+
+    @staticmethod
+    def _cut(request: InFlight, count: int) -> None:
+        """Take off so many bytes that were sent."""
+        request.size -= count
+        whole = 0
+        while count >= len(request.parts[whole]):
+            count -= len(request.parts[whole])
+            whole += 1
+        request.parts = request.parts[whole:]
+        request.parts[0] = request.parts[0][count:]
 
     def received(self, data: memoryview, now: int) -> Iterator[Answer]:
         """Take what came in; the responses that are complete now, each taken off the requests as it is given.
@@ -206,15 +221,18 @@ class Connection:
             WireError: it is not a response to anything that was asked, or makes no sense.
         """
         self.last_used_ns = now
-        self._frames.feed(data)
-        while (frame := self._next_frame()) is not None:
+        frame = self._frames.whole(data)
+        is_all = frame is not None
+        if not is_all:
+            self._frames.feed(data)
+            frame = self._next_frame()
+        while frame is not None:
             answer = self._match(frame)
-            if answer is None:
-                continue
-            if self.state is State.NEGOTIATING:
+            if answer is not None and self.state is _NEGOTIATING:
                 self._negotiated(answer.frame, now)
-            else:
+            elif answer is not None:
                 yield answer
+            frame = None if is_all else self._next_frame()
 
     def _next_frame(self) -> bytes | None:
         try:
@@ -233,7 +251,7 @@ class Connection:
         """The request that a response belongs to (Kafka answers in order); None for one that needs none."""
         correlation_id = correlation_id_of(frame)
         if self._in_flight and self._in_flight[0].correlation_id == correlation_id:
-            if any(waiting.request is self._in_flight[0] for waiting in self._outgoing):
+            if self._outgoing and self._in_flight[0] in self._outgoing:
                 # Its batches' buffers would be freed while the kernel still takes bytes from them (law 7).
                 raise WireError("a response before its request was sent")
             return Answer(self._in_flight.popleft(), frame)
@@ -263,8 +281,9 @@ class Connection:
     def close(self) -> list[InFlight]:
         """Nothing more comes or goes; the requests that were not answered."""
         self.state = State.CLOSED
-        lost = [*self._in_flight, *(waiting.request for waiting in self._outgoing if waiting.unanswered)]
+        lost = [*self._in_flight, *(waiting for waiting in self._outgoing if waiting.correlation_id & 1)]
         self._in_flight.clear()
         self._outgoing.clear()
+        self.has_outgoing = False
         self._frames.clear()
         return lost

@@ -42,8 +42,16 @@ class Frames:
         self._large: io.BytesIO | None = None
         self._missing = 0
 
+    def whole(self, data: memoryview) -> bytes | None:
+        """The frame that came in, if that is all there is: a response mostly comes by itself."""
+        if self._small or self._large is not None or len(data) < _LENGTH_BYTES:
+            return None
+        if int.from_bytes(data[:_LENGTH_BYTES], "big") != len(data) - _LENGTH_BYTES or len(data) > SMALL_BYTES:
+            return None
+        return bytes(data[_LENGTH_BYTES:])
+
     def feed(self, data: memoryview) -> None:
-        """Take what came in."""
+        """Take what came in; what ``whole`` has given is not fed."""
         if self._large is not None:
             part = data[: self._missing]
             self._large.write(part)

@@ -92,6 +92,10 @@ class Identities:
             asking.in_flight = True
             broker.flush(now)
 
+    def any_waiting(self) -> bool:
+        """Whether ``turn`` has something to do once it can."""
+        return bool(self._waiting())
+
     def next_time_ns(self, now: int) -> int | None:
         """When ``turn`` has something to do by itself."""
         return min((asking.not_before_ns for _, asking in self._waiting() if asking.not_before_ns > now), default=None)

@@ -1,13 +1,12 @@
 """The event loop: one wait for everything, and what is done when it ends.
 
-    wait -> sockets, bell -> follow seals, newly READY, newly wanted -> metadata -> Produce requests -> wait
+    wait -> sockets, bell -> follow seals, newly READY, newly wanted -> Produce requests -> upkeep -> wait
 The wait ends at the next deadline of anything that is timed, or not at all: an idle process uses no CPU.
 """
 
 from __future__ import annotations
 
-import selectors
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from slabpress.network.backoff import NS_PER_MS, Backoff
@@ -15,21 +14,22 @@ from slabpress.network.batches import ArenaBatches
 from slabpress.network.broker import Broker, Tools
 from slabpress.network.brokers import Brokers
 from slabpress.network.connection import Answer, InFlight
+from slabpress.network.departures import Departures
 from slabpress.network.identities import Identities, IdentityContext
-from slabpress.network.messages import error_name
 from slabpress.network.metadata import Cluster
-from slabpress.network.produce import ProduceContext, Producing
-from slabpress.network.queues import Batch, PartitionQueue, Queues
+from slabpress.network.poller import READ, make_poller
+from slabpress.network.produce import NOTHING_ELSE, ProduceContext, Producing
+from slabpress.network.queues import NEVER_NS, Queues
 from slabpress.network.refresh import MetadataContext, Refresher
 from slabpress.network.resolver import Resolver
 from slabpress.network.room import is_worker_wanted
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.transport import RECEIVE_BYTES
+from slabpress.network.upkeep import Upkeep
 from slabpress.shm.control import COORDINATOR
 from slabpress.shm.handover import Child
 
 _NS_PER_S: Final = 1_000_000_000
-_NEVER_NS: Final = 1 << 63
 
 
 class Loop:
@@ -51,28 +51,31 @@ class Loop:
     ) -> None:
         self._child = child
         self._control = child.control
-        self._slot = child.slot
         self._bell = child.control.bells[child.slot]
         self._clock = clock
-        self._report = ""
+        self._watch = child.control.watch(child.slot)
         self.arenas: dict[int, ArenaBatches] = {}
-        self._leaving: list[ArenaBatches] = []
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._poller = make_poller()
+        self._must_drain = self._poller.register_bell(self._bell)
         for descriptor in child.watched:
-            self._selector.register(descriptor, selectors.EVENT_READ)
+            self._poller.register(descriptor, READ)
         retry_backoff = Backoff(settings.retry_backoff_ms, settings.retry_backoff_max_ms, random)
         reconnect_backoff = Backoff(settings.reconnect_backoff_ms, settings.reconnect_backoff_max_ms, random)
         self._resolver = Resolver(self._bell)
-        self._due_ns = 0  # before this nothing that was timed when the last wait began can be due
+        self._request_timeout_ns = settings.request_timeout_ms * NS_PER_MS
         buffer = memoryview(bytearray(RECEIVE_BYTES))
-        tools = Tools(settings, self._selector, self._resolver, reconnect_backoff, buffer, self)
+        tools = Tools(settings, self._poller, self._resolver, reconnect_backoff, buffer, self)
         self.queues = Queues()
         self.cluster = Cluster()
         self.brokers = Brokers(tools)
         self.refresher = Refresher(self.arenas, self.cluster, self.brokers, self.queues, settings, retry_backoff)
         self.identities = Identities(self.arenas, self.brokers, retry_backoff)
-        self.producing = Producing(settings, self.arenas, self.queues, self.cluster, retry_backoff, self._why_waiting)
+        self._departures = Departures(child, self.brokers)
+        self._upkeep = Upkeep(
+            self._control, self.arenas, self.queues, self.brokers, self.refresher, self.identities, self._departures
+        )
+        why_waiting = self._upkeep.why_waiting
+        self.producing = Producing(settings, self.arenas, self.queues, self.cluster, retry_backoff, why_waiting)
 
     def start(self) -> None:
         """Take over what a predecessor left."""
@@ -88,31 +91,19 @@ class Loop:
                 arena = ArenaBatches(change.number, change.arena, change.settings)
                 arena.take_over()
                 self.arenas[change.number] = arena
-                arena.arena.write_report(self._report)
+                self._watch.add(arena.inbox)
+                arena.arena.write_report(self._upkeep.report)
             elif (gone := self.arenas.pop(change.number, None)) is not None:
+                self._watch.remove(gone.inbox)
                 self.queues.forget(gone)
                 self.refresher.forget(change.number)
                 self.identities.forget(change.number)
-                gone.retire()
-                self._leaving.append(gone)
-
-    def _let_go(self) -> None:
-        """Unmap the retired arenas that no socket takes bytes from any more (law 7)."""
-        connections = [broker.connection for broker in self.brokers if broker.connection is not None]
-        for gone in list(self._leaving):
-            if any(_batches_of(gone, connection.outgoing()) for connection in connections):
-                continue
-            self._leaving.remove(gone)
-            for queue in gone.queues:
-                for batch in queue.on_wire if queue is not None else ():
-                    batch.parts = []  # views of the arena; the response, if one comes, will find nobody interested
-            gone.queues.clear()
-            self._child.let_go(gone.arena)
+                self._departures.begin(gone)
 
     def forget(self, descriptor: int) -> None:
         """Wait for a descriptor no more: it tells of what has happened already."""
         if descriptor >= 0:
-            self._selector.unregister(descriptor)
+            self._poller.unregister(descriptor)
 
     def turn(self, longest_s: float | None) -> bool:
         """Do everything that can be done now, then wait for more.
@@ -121,43 +112,54 @@ class Loop:
             longest_s: the longest wait, None for no limit.
 
         Returns:
-            Whether the job may have ended: its pidfd rang, or nothing did.
+            Whether this may be the end: the job said something, its pidfd rang, or nothing did.
         """
         now = self._clock()
-        self._follow_changes()
-        self._look(now)
-        self.queues.tick(now)
-        if now >= self._due_ns:
+        orders = self._watch.has_news() and self._hear(now)
+        if now >= self.queues.next_ns:
+            self.queues.tick(now)
+        if self._upkeep.is_time(now):
+            self._upkeep.restless = True
             for broker in self.brokers:
                 broker.check(now)
-        self._send(now)  # first: a record that comes alone waits for nothing else
-        self.refresher.turn(now)
-        self.identities.turn(now)  # after what is to be sent has shown for whom
-        self._tell_others()
-        if self._leaving:
-            self._let_go()
-        return self._wait(now, longest_s)
+        if self.queues.sendable:
+            self._send(now)
+        if self.queues.expired:
+            self.producing.report_expired()
+        # After what is to be sent has shown whom it lacks; and a record that comes alone waits for nothing else.
+        if self._upkeep.restless or self.queues.leaderless or self.producing.lacks_id:
+            self.producing.lacks_id = False
+            self._upkeep.turn(now)
+        if self.producing.finished or self.queues.moved:
+            self._tell_of_results()
+        # Orders that were heard are no news any more, and one of them may be to end.
+        return self._wait(now, 0.0 if orders else longest_s) or orders
 
     def close(self) -> None:
         """Close every socket."""
         now = self._clock()
         for broker in self.brokers:
             broker.close(now)
-        self._selector.close()
+        self._poller.close()
 
-    def _look(self, now: int) -> bool:
-        """Look at the state words for news of the other processes; whether there was any."""
-        news = self.refresher.look(now)
+    def _hear(self, now: int) -> bool:
+        """Take the news of the other processes; whether there were orders of the job's."""
+        orders = self._watch.take_orders()
+        if orders:
+            self._follow_changes()
+            self._upkeep.restless = True
         for arena in self.arenas.values():
-            if self.queues.has_unready(arena):
-                news |= self.queues.became_ready(arena, arena.ready(), now)
-            if arena.has_new_seals:
-                news = True
-                for batch in arena.follow():
-                    if not batch.queue.waiting and batch.queue.leader is None:
-                        self.refresher.route_one(batch.queue, now)
-                    self.queues.append(batch, now)
-        return news
+            if not arena.has_arrivals:
+                continue
+            if arena.inbox.take_wanted():
+                self.refresher.look(now)
+                self._upkeep.restless = True
+            self.queues.became_ready(arena, arena.newly_ready(), now)
+            for batch in arena.follow():
+                if batch.queue.leader is None and not batch.queue.waiting:
+                    self.refresher.route_one(batch.queue, now)
+                self.queues.append(batch, now)
+        return orders
 
     def _send(self, now: int) -> None:
         """Send what may be sent, connect to leaders that have no connection."""
@@ -165,30 +167,23 @@ class Loop:
             broker = self.brokers.get(node)
             if broker is None:
                 continue
+            if not broker.is_ready or broker.muted_until_ns > now:
+                self._upkeep.restless = True  # it has times of its own
             if broker.can_connect(now):
                 broker.connect(now)
             while broker.can_send(now) and broker.connection is not None and node in self.queues.sendable:
                 if not self.producing.send(node, broker.connection, now):
                     break
+                self._upkeep.note_due(now + self._request_timeout_ns)
                 broker.flush(now)
-        if self.queues.expired:
-            self.producing.report_expired()
-
-    def _tell_others(self) -> None:
-        """Wake who may go on because of what was done."""
-        self._write_report()
-        self._tell_of_results()
-        if self.refresher.answered_topics:
-            self.refresher.answered_topics = 0
-            self._control.wake(COORDINATOR)
 
     def _tell_of_results(self) -> None:
-        if self.producing.finished or self.queues.moved:
-            moved, self.producing.finished, self.queues.moved = self.queues.moved, 0, False
-            told = [arena.tell_of_results() for arena in self.arenas.values() if arena.has_news]
-            if moved or not told or not all(told):
-                self._control.wake(COORDINATOR)
-            self._wake_worker()
+        """Wake who may go on because of what was done."""
+        moved, self.producing.finished, self.queues.moved = self.queues.moved, 0, False
+        told = [arena.tell_of_results() for arena in self.arenas.values() if arena.has_news]
+        if moved or not told or not all(told):
+            self._control.wake(COORDINATOR)
+        self._wake_worker()
 
     def _wake_worker(self) -> None:
         """Ring a worker that sleeps, if something waits for the room that there is now."""
@@ -198,88 +193,51 @@ class Loop:
         if any(arena.needs_workers and is_worker_wanted(arena.arena) for arena in self.arenas.values()):
             self._control.bells[slot].ring()
 
-    def _write_report(self) -> None:
-        """While no broker gives metadata, say why; the coordinator quotes it."""
-        report = self.refresher.report()
-        if report == self._report:
-            return
-        self._report = report
-        for arena in self.arenas.values():
-            arena.arena.write_report(report)
-        self._control.wake(COORDINATOR)
-
     def _wait(self, now: int, longest_s: float | None) -> bool:
-        self._control.lie_down(self._slot)
         timeout_s: float | None = 0.0
-        self._due_ns = 0
-        if not (self._look(now) or self._child.has_changes() or self._control.stopping):
+        orders = False
+        if is_busy := self._watch.lie_down():
+            orders = self._hear(now)
+        else:
             timeout_s = self._timeout_s(now)
-            self._due_ns = _NEVER_NS if timeout_s is None else now + int(timeout_s * _NS_PER_S)
             if longest_s is not None:
                 timeout_s = longest_s if timeout_s is None else min(timeout_s, longest_s)
-        events = self._selector.select(timeout_s)
-        self._control.get_up(self._slot)
+        events = self._poller.poll(timeout_s)
+        self._watch.get_up()
         now = self._clock()
-        job_may_have_ended = not events
-        for key, mask in events:
-            if isinstance(key.data, Broker):
-                key.data.handle(mask, now)
-                self._due_ns = 0  # it may have set times of its own
-            elif key.fileobj is self._bell:
-                self._bell.drain()
-                for result in self._resolver.results():
-                    self._due_ns = 0
-                    for broker in self.brokers:
-                        broker.resolved(result, now)
+        is_end = orders or not (events or is_busy)  # to ask after the job is a system call
+        for data, mask in events:
+            if data is self._bell:
+                self._rung(now)
+            elif isinstance(data, Broker):
+                # One that is being set up has times of its own; one that is ready says what happens to it.
+                self._upkeep.restless |= not data.is_ready
+                data.handle(mask, now)
             else:
-                job_may_have_ended = True
+                is_end = True
         if self.producing.finished:
             self._tell_of_results()  # what the responses said, before anything else: programs wait for it
-        return job_may_have_ended
+        return is_end
+
+    def _rung(self, now: int) -> None:
+        if self._must_drain:
+            self._bell.drain()
+        for result in self._resolver.results():
+            self._upkeep.restless = True
+            for broker in self.brokers:
+                broker.resolved(result, now)
 
     def _timeout_s(self, now: int) -> float | None:
         """How long nothing happens by itself."""
-        times = [
-            self.queues.next_time_ns(),
-            self.identities.next_time_ns(now),
-            self.refresher.give_up_at_ns(),
-            *(broker.deadline_ns() for broker in self.brokers),
-        ]
-        schedule = self.refresher.schedule
-        if schedule.is_due(now):
-            if self.brokers.for_metadata(now) is not None:
-                return 0.0
-            # It could not be sent: somebody is being connected to, muted or busy, or may be tried again later.
-            times.append(self.brokers.next_retry_ns())
-            times.extend(broker.muted_until_ns for broker in self.brokers if broker.is_ready)
-        elif not schedule.in_flight:
-            times.append(schedule.due_at_ns)
-        for node in self.queues.sendable:
-            broker = self.brokers.get(node)
-            if broker is not None:
-                times.append(broker.muted_until_ns if broker.is_ready else broker.retry_at_ns)
+        time = min(self._upkeep.due_ns, self.queues.next_ns)
         # A time that is just now has not been acted on if it was set after that was looked at: come back soon.
-        ahead = [max(time, now + NS_PER_MS) for time in times if time is not None and time >= now]
-        return (min(ahead) - now) / _NS_PER_S if ahead else None
-
-    def _why_waiting(self, queue: PartitionQueue) -> str:
-        """Why a queue's head was not sent, for the text of a delivery timeout."""
-        error = self.refresher.topic_error(queue.topic)
-        if error:
-            return f"metadata says {error_name(error)}"
-        if queue.leader is None:
-            return self.refresher.report() or "the partition has no leader"
-        if no_id := self.identities.why_none(queue.source.number):
-            return no_id
-        broker = self.brokers.get(queue.leader)
-        if broker is not None and broker.last_error:
-            return f"leader {broker.node} at {broker}: {broker.last_error}"
-        return f"leader {queue.leader} did not take it in time"
+        return None if time >= NEVER_NS else max(time - now, NS_PER_MS) / _NS_PER_S
 
     # The owner's side of Broker.
 
     def became_ready(self, broker: Broker) -> None:
         """Count connections: those at a time, which the plan counts, and those after a broker's first."""
+        self._upkeep.restless = True
         for arena in self.arenas.values():
             arena.note_connections(sum(other.is_ready for other in self.brokers))
         if broker.established > 1:
@@ -290,16 +248,25 @@ class Loop:
         request = answer.request
         if isinstance(request.context, ProduceContext):
             applied = self.producing.answered(request, request.context, answer.frame, now)
+            if applied is NOTHING_ELSE:
+                return
+            self._upkeep.restless = True
             throttle_ms = applied.throttle_ms
             if applied.leaders_changed:
                 self.brokers.update(self.cluster.brokers, now)
                 self.refresher.route(now)
             if applied.metadata_is_stale:
                 self.refresher.schedule.soon(now)
-        elif isinstance(request.context, IdentityContext):
+            self._mute(broker, throttle_ms, now)
+            return
+        self._upkeep.restless = True
+        if isinstance(request.context, IdentityContext):
             throttle_ms = self.identities.answered(request, request.context, answer.frame, now)
         else:
             throttle_ms = self.refresher.answered(request, answer.frame, now)
+        self._mute(broker, throttle_ms, now)
+
+    def _mute(self, broker: Broker, throttle_ms: int, now: int) -> None:
         if throttle_ms:
             broker.mute(throttle_ms, now)
             self._count("throttle_ms", throttle_ms)
@@ -316,6 +283,7 @@ class Loop:
 
     def lost(self, broker: Broker, requests: list[InFlight], now: int) -> None:
         """Take back what was on a connection that is closed now; its leaders may have moved."""
+        self._upkeep.restless = True
         why = f"{broker}: {broker.last_error or 'closed the connection'}"
         for request in requests:
             if isinstance(request.context, ProduceContext):
@@ -328,10 +296,3 @@ class Loop:
         deaf = any(arena.acks == 0 for arena in self.arenas.values())
         if (broker.last_error or deaf) and not broker.retired and broker.node >= 0:
             self.refresher.schedule.soon(now)
-
-
-def _batches_of(arena: ArenaBatches, requests: Iterable[InFlight]) -> list[Batch]:
-    """The arena's batches that these requests carry."""
-    contexts = [request.context for request in requests if isinstance(request.context, ProduceContext)]
-    batches = [batch for context in contexts for batch in context.batches.values()]
-    return [batch for batch in batches if batch.queue.source is arena]

@@ -1,9 +1,8 @@
 """The thin layer over kio: the requests and responses this process speaks, and nothing else of the protocol.
 
-The only module that imports kio. Requests are encoded into a list of parts, so that the payload of a Produce
-request stays where it is: kio's writers call ``write`` on anything that has one, and the parts that are views
-of output buffers go through untouched. Responses are decoded into small named tuples; a response that does not
-parse is a WireError, whatever kio raised.
+The only module that imports kio. Produce and Metadata responses are read, and Produce requests written, by modules of
+their own; what comes once a connection, or once in minutes, goes through kio. Responses are decoded into small named
+tuples; a response that does not parse is a WireError, whatever kio raised.
 """
 
 from __future__ import annotations
@@ -16,23 +15,12 @@ import struct
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 from kio.serial.errors import SerialError
 
-from slabpress.network.produce_codec import FIRST_WITH_TOPIC_IDS
-from slabpress.network.wire import (
-    BrokerAddress,
-    ProduceAnswer,
-    ProduceResult,
-    ProducerIdAnswer,
-    Request,
-    UnreadableError,
-    VersionsAnswer,
-    WireError,
-)
+from slabpress.network.wire import ProducerIdAnswer, Request, UnreadableError, VersionsAnswer, WireError
 
 PRODUCE: Final = 0
 METADATA: Final = 3
@@ -74,8 +62,11 @@ def error_name(code: int) -> str:
 
 
 def is_retriable(code: int) -> bool:
-    """Whether Kafka calls this error retriable."""
-    return ErrorCode(code).retriable
+    """Whether Kafka calls this error retriable; one that kio does not know is not."""
+    try:
+        return ErrorCode(code).retriable
+    except ValueError:
+        return False
 
 
 def common_version(api: int, ranges: dict[int, tuple[int, int]], *, flexible: bool = True) -> int | None:
@@ -216,36 +207,6 @@ def decode_api_versions(version: int, frame: bytes) -> VersionsAnswer:
 
 def _milliseconds(time: datetime.timedelta) -> int:
     return max(0, round(time.total_seconds() * 1000))
-
-
-def _produce_result(topic: str | UUID, partition: Any) -> ProduceResult:
-    appended = partition.log_append_time
-    hint = getattr(partition, "current_leader", None)
-    return ProduceResult(
-        topic,
-        partition.index,
-        int(partition.error_code),
-        partition.base_offset,
-        -1 if appended is None else round(appended.timestamp() * 1000),
-        [
-            (error.batch_index, error.batch_index_error_message or "")
-            for error in getattr(partition, "record_errors", None) or ()
-        ],
-        getattr(partition, "error_message", None) or "",
-        -1 if hint is None else hint.leader_id,
-        -1 if hint is None else hint.leader_epoch,
-    )
-
-
-def decode_produce(version: int, frame: bytes) -> ProduceAnswer:
-    """Read a Produce response; from version 13 on its topics are ids."""
-    body = _decode(PRODUCE, version, frame)
-    results: list[ProduceResult] = []
-    for topic in body.responses or ():
-        name = topic.topic_id if version >= FIRST_WITH_TOPIC_IDS else topic.name
-        results.extend(_produce_result(name, partition) for partition in topic.partition_responses or ())
-    brokers = [BrokerAddress(e.node_id, e.host, e.port) for e in getattr(body, "node_endpoints", None) or ()]
-    return ProduceAnswer(_milliseconds(body.throttle_time), results, brokers)
 
 
 def decode_init_producer_id(version: int, frame: bytes) -> ProducerIdAnswer:

@@ -10,18 +10,15 @@ from slabpress.network import outcomes
 from slabpress.network.backoff import Backoff
 from slabpress.network.batches import ArenaBatches
 from slabpress.network.connection import Connection, InFlight
-from slabpress.network.messages import (
-    FIRST_PRODUCE_WITH_ZSTD,
-    PRODUCE,
-    decode_produce,
-    error_name,
-)
+from slabpress.network.messages import FIRST_PRODUCE_WITH_ZSTD, PRODUCE, error_name
 from slabpress.network.metadata import Cluster
 from slabpress.network.outcomes import Outcome
+from slabpress.network.partition import Batch, PartitionQueue
+from slabpress.network.produce_answer import decode_produce
 from slabpress.network.produce_codec import FIRST_WITH_TOPIC_IDS, encode_produce
-from slabpress.network.queues import Batch, PartitionQueue, Queues
+from slabpress.network.queues import Queues
 from slabpress.network.settings import NetworkSettings
-from slabpress.network.wire import ProduceAnswer, ProducePartition, ProduceResult, ProduceTopic, RecordBytes, WireError
+from slabpress.network.wire import ProduceAnswer, ProduceResult, ProduceTopic, WireError
 from slabpress.results import DELIVERED
 
 _ZSTD: Final = 4
@@ -45,6 +42,10 @@ class Applied(NamedTuple):
     leaders_changed: bool
 
 
+# What most of them ask.
+NOTHING_ELSE: Final = Applied(throttle_ms=0, metadata_is_stale=False, leaders_changed=False)
+
+
 class Producing:
     """Builds Produce requests and applies their responses.
 
@@ -58,6 +59,7 @@ class Producing:
 
     Attributes:
         finished: batches that became DONE, PARTIAL or OVERSIZE since somebody set it to 0: processes are to be woken.
+        lacks_id: a batch could not be sent for want of a producer id, since somebody set it to False.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Producing:
         self._backoff = backoff
         self._why_waiting = why_waiting
         self.finished = 0
+        self.lacks_id = False
 
     def send(self, node: int, connection: Connection, now: int) -> bool:
         """Queue one Produce request to a broker on its connection; False if there is nothing for it any more."""
@@ -84,13 +87,14 @@ class Producing:
         chosen = self._choose(node, version, now)
         if not chosen or version is None:
             return self.finished > finished  # what failed has others behind it
-        arena = self._arena(chosen[0])
-        for batch in chosen:
-            self._arena(batch).make_bytes(batch)
+        batches = [(batch, self._arenas[batch.queue.source.number]) for batch in chosen.values()]
+        for batch, arena in batches:
+            arena.make_bytes(batch)
         topics = self._group(chosen)
         if version >= FIRST_WITH_TOPIC_IDS and any(topic.topic_id is None for topic in topics):
             # Azure Event Hubs offers v13 and knows no ids (franz-go#1312).
             version = FIRST_WITH_TOPIC_IDS - 1
+        arena = batches[0][1]
         correlation_id = connection.next_id(unanswered=arena.acks == 0)
         request = encode_produce(
             version,
@@ -100,66 +104,60 @@ class Producing:
             self._settings.request_timeout_ms,
             topics,
         )
-        for batch in chosen:
-            self._arena(batch).start(batch)
+        for batch, source in batches:
+            source.start(batch)
             self._queues.take(batch, now)
-        context = ProduceContext(
-            {(batch.queue.topic, batch.queue.number): batch for batch in chosen},
-            {topic.topic_id: topic.name for topic in topics if topic.topic_id is not None},
-        )
-        connection.send(request, correlation_id, PRODUCE, version, context, now)
-        arena.count("requests")
-        arena.count("request_bytes", request.size)
+        names = {topic.topic_id: topic.name for topic in topics if topic.topic_id is not None}
+        connection.send(request, correlation_id, PRODUCE, version, ProduceContext(chosen, names), now)
+        arena.count_request(request.size)
         return True
 
     def _arena(self, batch: Batch) -> ArenaBatches:
         return self._arenas[batch.queue.source.number]
 
-    def _choose(self, node: int, version: int | None, now: int) -> list[Batch]:
+    def _choose(self, node: int, version: int | None, now: int) -> dict[tuple[str, int], Batch]:
         """The heads that go into one request; those that can never be sent to this broker are failed."""
-        chosen: list[Batch] = []
+        chosen: dict[tuple[str, int], Batch] = {}
         impossible: list[tuple[Batch, Outcome]] = []
-        partitions: set[tuple[str, int]] = set()
-        room = 0
+        room = acks = 0
         for batch in self._queues.heads(node):
             if version is None:
                 impossible.append((batch, outcomes.no_common_version(node)))
                 continue
-            arena = self._arena(batch)
+            arena = self._arenas[batch.queue.source.number]
             if arena.idempotent and arena.sequences.producer_id is None:
                 refusal = arena.refusal(now)
                 if refusal is not None:
                     impossible.append((batch, refusal))
+                self.lacks_id = True
                 continue  # it is being asked for
             arena.measure(batch)
-            if version < FIRST_PRODUCE_WITH_ZSTD and arena.codec(batch) == _ZSTD:
+            if version < FIRST_PRODUCE_WITH_ZSTD and batch.codec == _ZSTD:
                 impossible.append((batch, outcomes.unsupported_zstd(version)))
                 continue
             # A request has one acks and one batch of a topic-partition, whatever arenas they come from.
-            key = (batch.queue.topic, batch.queue.number)
-            if key in partitions or (chosen and arena.acks != self._arena(chosen[0]).acks):
+            key = batch.queue.key
+            if chosen and (key in chosen or arena.acks != acks):
                 continue
             if not chosen:
-                room = arena.max_request_bytes
+                room, acks = arena.max_request_bytes, arena.acks
             elif batch.size > room:
                 break
             room -= batch.size
-            partitions.add(key)
-            chosen.append(batch)
+            chosen[key] = batch
         for batch, outcome in impossible:
             self._arena(batch).finish(batch, outcome)
             self._queues.drop_head(batch, now)
             self.finished += 1
         return chosen
 
-    def _group(self, batches: list[Batch]) -> list[ProduceTopic]:
+    def _group(self, batches: Mapping[tuple[str, int], Batch]) -> list[ProduceTopic]:
         topics: dict[str, ProduceTopic] = {}
-        for batch in batches:
-            name = batch.queue.topic
+        for (name, number), batch in batches.items():
             topic = topics.get(name)
             if topic is None:
                 topic = topics[name] = ProduceTopic(name, self._cluster.topic_id(name), [])
-            topic.partitions.append(ProducePartition(batch.queue.number, RecordBytes(batch.parts, batch.size)))
+            topic.partitions.append((number, batch.parts, batch.size))
         return list(topics.values())
 
     def answered(self, request: InFlight, context: ProduceContext, frame: bytes, now: int) -> Applied:
@@ -176,7 +174,9 @@ class Producing:
                 continue
             if outcomes.is_delivered(result):
                 self._queues.appended(batch.queue, now)
-                self._finish(batch, outcomes.delivered(result), now)
+                arena = self._arenas[batch.queue.source.number]
+                last = arena.finish_delivered(batch, result.base_offset, result.append_time_ms)
+                self._has_result(batch, now, last=last)
             elif outcomes.may_split(result) and batch.records > 1:
                 if batch.queue.is_first(batch):
                     self._split(batch, now)
@@ -195,7 +195,9 @@ class Producing:
                 self._try_again(batch, error_name(result.error), now)
             else:
                 self._finish(batch, outcomes.refused(result, batch.size, batch.records), now)
-        return Applied(answer.throttle_ms, stale, leaders_changed)
+        if stale or leaders_changed or answer.throttle_ms:
+            return Applied(answer.throttle_ms, stale, leaders_changed)
+        return NOTHING_ELSE
 
     def _take_hint(self, topic: str, result: ProduceResult, answer: ProduceAnswer) -> bool:
         """Take the leader that a result names, if it does; whether it is news."""
@@ -208,13 +210,14 @@ class Producing:
     def _pair(context: ProduceContext, answer: ProduceAnswer) -> list[tuple[Batch, ProduceResult]]:
         """Each batch of the request with its result."""
         paired = []
+        left = dict(context.batches)
         for result in answer.results:
-            name = context.names.get(result.topic) if isinstance(result.topic, UUID) else result.topic
-            batch = context.batches.get((name or "", result.partition))
+            name = context.names.get(result.topic, "") if isinstance(result.topic, UUID) else result.topic
+            batch = left.pop((name, result.partition), None)
             if batch is None:
                 raise WireError(f"produce response for {result.topic}-{result.partition}, which was not sent")
             paired.append((batch, result))
-        if len(paired) != len(context.batches) or len({id(batch) for batch, _ in paired}) != len(paired):
+        if left:
             raise WireError(f"produce response for {len(paired)} batches, {len(context.batches)} were sent")
         return paired
 
@@ -233,7 +236,10 @@ class Producing:
     def _finish(self, batch: Batch, outcome: Outcome, now: int) -> None:
         if outcome.code != DELIVERED and self._arena(batch).idempotent:
             batch.queue.out_of_step = True  # its sequence was not appended, so what comes after it cannot be
-        if self._arena(batch).finish_sent(batch, outcome):
+        self._has_result(batch, now, last=self._arena(batch).finish_sent(batch, outcome))
+
+    def _has_result(self, batch: Batch, now: int, *, last: bool) -> None:
+        if last:
             self._queues.done(batch, now)
         else:
             self._put_back_unready(batch, now)  # the records after this piece

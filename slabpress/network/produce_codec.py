@@ -18,7 +18,7 @@ from typing import Final
 from slabpress.network.wire import ProduceTopic, Request
 
 FIRST_WITH_TOPIC_IDS: Final = 13
-_FIRST_FLEXIBLE: Final = 9
+FIRST_FLEXIBLE: Final = 9
 _API: Final = 0
 _FRAME: Final = struct.Struct(">ihhi")  # the frame's length, API, version, correlation id
 _BODY: Final = struct.Struct(">hi")  # acks, timeout
@@ -47,25 +47,23 @@ def encode_produce(
         timeout_ms: how long the broker may wait for its replicas.
         topics: the batches.
     """
-    flexible = version >= _FIRST_FLEXIBLE
-    small = bytearray(_FRAME.size)
-    small += _client(client_id, flexible=flexible)
-    small += _COMPACT_NULL if flexible else _NULL_STRING  # transactional id
-    small += _BODY.pack(acks, timeout_ms)
+    flexible = version >= FIRST_FLEXIBLE
+    first = small = bytearray(_beginning(version, client_id, acks, timeout_ms))
     small += unsigned_varint(len(topics) + 1) if flexible else _INT32.pack(len(topics))
-    first, parts, size = small, [], 0
+    parts: list[memoryview] = []
+    size = 0
     for topic in topics:
         small += _topic(topic, version)
         small += unsigned_varint(len(topic.partitions) + 1) if flexible else _INT32.pack(len(topic.partitions))
-        for number, records in topic.partitions:
+        for number, records, length in topic.partitions:
             if flexible:
                 small += _INT32.pack(number)
-                small += unsigned_varint(records.size + 1)
+                small += unsigned_varint(length + 1)
             else:
-                small += _PARTITION.pack(number, records.size)
+                small += _PARTITION.pack(number, length)
             parts.append(memoryview(small))
-            parts += records.parts
-            size += len(small) + records.size
+            parts += records
+            size += len(small) + length
             small = bytearray(_NO_TAGS) if flexible else bytearray()
         if flexible:
             small += _NO_TAGS
@@ -79,10 +77,16 @@ def encode_produce(
 
 
 @lru_cache(64)
-def _client(client_id: str, *, flexible: bool) -> bytes:
-    """The header's client id, which is never compact; a flexible header ends with tagged fields (KIP-482)."""
+def _beginning(version: int, client_id: str, acks: int, timeout_ms: int) -> bytes:
+    """All before the topics, with room for the frame: the same for every request of a producer.
+
+    The header's client id is never compact; a flexible header ends with tagged fields (KIP-482).
+    """
+    flexible = version >= FIRST_FLEXIBLE
     name = client_id.encode()
-    return struct.pack(">h", len(name)) + name + (_NO_TAGS if flexible else b"")
+    client = struct.pack(">h", len(name)) + name + (_NO_TAGS if flexible else b"")
+    transactional_id = _COMPACT_NULL if flexible else _NULL_STRING
+    return bytes(_FRAME.size) + client + transactional_id + _BODY.pack(acks, timeout_ms)
 
 
 def _topic(topic: ProduceTopic, version: int) -> bytes:
@@ -90,14 +94,19 @@ def _topic(topic: ProduceTopic, version: int) -> bytes:
         if topic.topic_id is None:
             raise ValueError(f"topic {topic.name!r} has no id, which Produce v{version} wants")
         return topic.topic_id.bytes
-    name = topic.name.encode()
-    if version >= _FIRST_FLEXIBLE:
-        return unsigned_varint(len(name) + 1) + name
-    return struct.pack(">h", len(name)) + name
+    return _name(topic.name, flexible=version >= FIRST_FLEXIBLE)
+
+
+@lru_cache(64)
+def _name(topic: str, *, flexible: bool) -> bytes:
+    name = topic.encode()
+    return (unsigned_varint(len(name) + 1) if flexible else struct.pack(">h", len(name))) + name
 
 
 def unsigned_varint(value: int) -> bytes:
     """Seven bits a byte, the low ones first; the high bit says that more follow."""
+    if value < 0x80:
+        return value.to_bytes(1, "big")
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)

@@ -15,134 +15,16 @@ The first batch of a queue that is not on the wire is its head. A queue is at mo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from slabpress.network.partition import Batch, PartitionQueue, Source
 
 # A broker that knows nothing of a producer takes any sequence as the first, so the second of two batches on the wire
 # may be appended alone (ProducerAppendInfo.checkSequence). How long an acknowledgement says that it does know: much
 # less than producer.id.expiration.ms, 24 hours, after which it forgets.
 _KNOWN_FOR_NS: Final = 600_000_000_000
-
-
-class Source(Protocol):
-    """The arena that a batch lives in, as far as its order is concerned."""
-
-    number: int
-    retired: bool
-    in_flight_limit: int
-    queues: list[PartitionQueue | None]
-
-    def is_ready(self, index: int) -> bool:
-        """Whether the batch's state is READY."""
-        ...
-
-    def note_leader(self, queue: PartitionQueue) -> None:
-        """Take note of the queue's new leader."""
-        ...
-
-    def begin_anew(self, queue: PartitionQueue) -> None:
-        """Give the queue's batches new sequences; none of them is on the wire."""
-        ...
-
-
-class Batch:
-    """A batch that was sealed and is not done.
-
-    Attributes:
-        queue: its topic-partition's queue.
-        index: its descriptor.
-        seal_number: its place in the order.
-        deadline_ns: when its delivery timeout ends.
-        ready: its state was seen to be READY; from then on it belongs to this process.
-        parts: the bytes to send, header first, once they are made.
-        size, records: how much that is, once it is measured; 0 before.
-        held: what its source keeps of it from then on.
-        failures: failed tries in a row.
-        last_error: what the last failed try said.
-    """
-
-    __slots__ = (
-        "deadline_ns",
-        "failures",
-        "held",
-        "index",
-        "last_error",
-        "parts",
-        "queue",
-        "ready",
-        "records",
-        "seal_number",
-        "size",
-    )
-
-    def __init__(self, queue: PartitionQueue, index: int, seal_number: int, deadline_ns: int) -> None:
-        self.queue = queue
-        self.index = index
-        self.seal_number = seal_number
-        self.deadline_ns = deadline_ns
-        self.ready = False
-        self.parts: list[memoryview] = []
-        self.size = 0
-        self.held: Any = None
-        self.records = 0
-        self.failures = 0
-        self.last_error = ""
-
-
-class PartitionQueue:
-    """The batches of one topic-partition of one arena, in seal order.
-
-    Attributes:
-        source: the arena.
-        topic, number: the topic-partition.
-        index: its entry in the arena's partition table.
-        waiting: batches that are not on the wire; the first is the head.
-        on_wire: those that are.
-        out_of_step: the broker misses a batch before the head: once nothing is on the wire it begins anew.
-        known_until_ns: its leader knows the sequences, so several batches may be on the wire. Until then one: after a
-            failed try (as Java's producer), at a new leader (as franz-go), in a new epoch.
-        leader: the broker's node id, None where none is known.
-        retry_at_ns: nothing is sent before.
-    """
-
-    __slots__ = (
-        "expiry_armed",
-        "index",
-        "known_until_ns",
-        "leader",
-        "number",
-        "on_wire",
-        "out_of_step",
-        "retry_armed",
-        "retry_at_ns",
-        "source",
-        "topic",
-        "waiting",
-    )
-
-    def __init__(self, source: Source, topic: str, number: int, index: int = 0) -> None:
-        self.source = source
-        self.topic = topic
-        self.number = number
-        self.waiting: list[Batch] = []  # short, mostly empty; an empty deque takes 700 bytes more
-        self.index = index
-        self.on_wire: list[Batch] = []
-        self.out_of_step = False
-        self.known_until_ns = 0
-        self.leader: int | None = None
-        self.retry_at_ns = 0
-        self.expiry_armed = False
-        self.retry_armed = False
-
-    @property
-    def in_flight(self) -> int:
-        """How many batches are on the wire."""
-        return len(self.on_wire)
-
-    def is_first(self, batch: Batch) -> bool:
-        """Whether every batch that was sealed before this one has its result."""
-        others = [*self.on_wire, *self.waiting[:1]]
-        return all(other is batch or other.seal_number > batch.seal_number for other in others)
+NEVER_NS: Final = 1 << 63
 
 
 class Queues:
@@ -154,6 +36,7 @@ class Queues:
         expired: batches whose delivery timeout ended while they were not on the wire, to be reported.
         moved: some queue has another leader than before, since somebody set it to False: what the others may put into
             the arena has changed.
+        next_ns: when ``tick`` has something to do; NEVER_NS if nothing is timed.
     """
 
     def __init__(self) -> None:
@@ -161,6 +44,7 @@ class Queues:
         self.leaderless: dict[PartitionQueue, None] = {}
         self.expired: list[Batch] = []
         self.moved = False
+        self.next_ns = NEVER_NS
         self._unready: dict[int, dict[int, PartitionQueue]] = {}
         self._retries: list[tuple[int, int, PartitionQueue]] = []
         self._expiries: list[tuple[int, int, PartitionQueue]] = []
@@ -172,10 +56,6 @@ class Queues:
         queue.waiting.append(batch)
         if len(queue.waiting) == 1:
             self._settle(queue, now)
-
-    def has_unready(self, source: Source) -> bool:
-        """Whether some queue waits for a worker."""
-        return bool(self._unready.get(source.number))
 
     def became_ready(self, source: Source, indices: list[int], now: int) -> bool:
         """Look at the heads among these READY batches; whether there were any."""
@@ -197,12 +77,19 @@ class Queues:
             self.moved = True
             self._settle(queue, now)
 
-    def heads(self, leader: int) -> Iterator[Batch]:
+    def heads(self, leader: int) -> Iterable[Batch]:
         """The batches that may be sent to a broker now: one of each arena, then a second of each, and so on.
 
         A producer that floods hundreds of topic-partitions gets no more of a request than one with a single one.
         """
-        turns = [iter(queues) for queues in self.sendable.get(leader, {}).values()]
+        sources = self.sendable.get(leader, {})
+        if len(sources) == 1:
+            return (queue.waiting[0] for queue in next(iter(sources.values())))
+        return self._in_turn(sources)
+
+    @staticmethod
+    def _in_turn(sources: dict[int, dict[PartitionQueue, None]]) -> Iterator[Batch]:
+        turns = [iter(queues) for queues in sources.values()]
         while turns:
             still = []
             for queues in turns:
@@ -223,13 +110,14 @@ class Queues:
         for heap in (self._retries, self._expiries):
             heap[:] = [entry for entry in heap if entry[2].source is not source]
             heapq.heapify(heap)
+        self._set_next()
 
     def take(self, batch: Batch, now: int) -> None:
         """Note that a head goes on the wire; its arena's next turn comes after all others'."""
         queue = batch.queue
         self._withdraw(queue)
-        sources = {} if queue.leader is None else self.sendable.get(queue.leader, {})
-        if (own := sources.pop(queue.source.number, None)) is not None:
+        sources = None if queue.leader is None else self.sendable.get(queue.leader)
+        if sources and len(sources) > 1 and (own := sources.pop(queue.source.number, None)) is not None:
             sources[queue.source.number] = own
         queue.waiting.pop(0)
         queue.on_wire.append(batch)
@@ -242,8 +130,10 @@ class Queues:
 
     def done(self, batch: Batch, now: int) -> None:
         """Note that a batch has come off the wire for good."""
-        batch.queue.on_wire.remove(batch)
-        self._settle(batch.queue, now)
+        queue = batch.queue
+        queue.on_wire.remove(batch)
+        if queue.waiting and (not queue.is_placed or queue.out_of_step):  # else it stays where it is
+            self._settle(queue, now)
 
     def put_back(self, batch: Batch, retry_at_ns: int, now: int) -> None:
         """Note that a batch has come off the wire and is to be sent again, before its successors."""
@@ -264,13 +154,10 @@ class Queues:
         batch.queue.waiting.pop(0)
         self._settle(batch.queue, now)
 
-    def next_time_ns(self) -> int | None:
-        """When ``tick`` has something to do; None if nothing is timed."""
-        times = [heap[0][0] for heap in (self._retries, self._expiries) if heap]
-        return min(times) if times else None
-
     def tick(self, now: int) -> None:
         """Let the time pass: backoffs and delivery timeouts end."""
+        if now < self.next_ns:
+            return
         while self._retries and self._retries[0][0] <= now:
             queue = heapq.heappop(self._retries)[2]
             queue.retry_armed = False
@@ -279,16 +166,23 @@ class Queues:
             queue = heapq.heappop(self._expiries)[2]
             queue.expiry_armed = False
             self._settle(queue, now)
+        self._set_next()
+
+    def _set_next(self) -> None:
+        self.next_ns = min((heap[0][0] for heap in (self._retries, self._expiries) if heap), default=NEVER_NS)
 
     def _withdraw(self, queue: PartitionQueue) -> None:
-        self.leaderless.pop(queue, None)
-        if queue.leader is None or (sources := self.sendable.get(queue.leader)) is None:
+        if not queue.is_placed:
             return
-        peers = sources.get(queue.source.number, {})
-        if queue in peers:
-            del peers[queue]
-            if not peers:
-                del sources[queue.source.number]
+        queue.is_placed = False
+        if queue.leader is None:
+            del self.leaderless[queue]
+            return
+        sources = self.sendable[queue.leader]
+        peers = sources[queue.source.number]
+        del peers[queue]
+        if not peers:
+            del sources[queue.source.number]
             if not sources:
                 del self.sendable[queue.leader]
 
@@ -324,7 +218,9 @@ class Queues:
             if not queue.retry_armed:
                 queue.retry_armed = True
                 self._push(self._retries, queue.retry_at_ns, queue)
-        elif queue.leader is None:
+            return
+        queue.is_placed = True
+        if queue.leader is None:
             self.leaderless[queue] = None
         else:
             sources = self.sendable.setdefault(queue.leader, {})
@@ -334,3 +230,4 @@ class Queues:
         """At most one entry a queue and heap (``*_armed``); the push number orders equal times."""
         self._pushes += 1
         heapq.heappush(heap, (time_ns, self._pushes, queue))
+        self.next_ns = min(self.next_ns, time_ns)

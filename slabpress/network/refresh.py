@@ -13,7 +13,8 @@ from slabpress.network.connection import InFlight
 from slabpress.network.messages import METADATA, encode_metadata, error_name
 from slabpress.network.metadata import Cluster, RefreshSchedule
 from slabpress.network.metadata_codec import decode_metadata
-from slabpress.network.queues import PartitionQueue, Queues
+from slabpress.network.partition import PartitionQueue
+from slabpress.network.queues import Queues
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.wire import TopicMetadata, WireError
 

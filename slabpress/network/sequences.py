@@ -59,9 +59,11 @@ class Sequences:
         """Take a new producer id, or None when the old one is used up. Partitions change to it when they begin anew."""
         self._memory.store_u64(at.PRODUCER_ID_PLUS_ONE_AT, 0 if producer_id is None else producer_id + 1)
 
+    def _partition_at(self, index: int) -> int:
+        return self._partitions + index * at.PARTITION_BYTES + at.PRODUCER_ID_AT
+
     def _partition(self, index: int) -> Identity:
-        start = self._partitions + index * at.PARTITION_BYTES + at.PRODUCER_ID_AT
-        return Identity(*_STATE.unpack_from(self._arena.view, start))
+        return Identity(*_STATE.unpack_from(self._arena.view, self._partition_at(index)))
 
     def _set_next(self, index: int, epoch: int, sequence: int) -> None:
         """Epoch and next sequence of a partition, in one store."""
@@ -93,35 +95,35 @@ class Sequences:
         Returns:
             None while the arena has no producer id.
         """
-        batch = self.assigned(descriptor, partition)
-        if batch is None:
-            current = self._current(partition)
-            if current is None:
-                return None
+        view = self._arena.view
+        producer_id, epoch, sequence = _STATE.unpack_from(view, self._batch_at(descriptor))
+        now_id, now_epoch, now_sequence = _STATE.unpack_from(view, self._partition_at(partition))
+        if producer_id == _NO_PRODUCER or producer_id != now_id or epoch != now_epoch:  # as in ``assigned``
+            if now_id == _NO_PRODUCER:
+                current = self._begin(partition)
+                if current is None:
+                    return None
+                now_id, now_epoch, now_sequence = current
             # As if the records before ``first``, which have their results, were the ones before it.
-            batch = current._replace(sequence=(current.sequence - first) & SEQUENCE_MASK)
-            self._store(descriptor, batch)
-            self._set_next(partition, batch.epoch, (batch.sequence + records) & SEQUENCE_MASK)
-        return batch._replace(sequence=(batch.sequence + first) & SEQUENCE_MASK)
+            producer_id, epoch, sequence = now_id, now_epoch, (now_sequence - first) & SEQUENCE_MASK
+            self._store(descriptor, producer_id, epoch, sequence)
+            self._set_next(partition, epoch, (sequence + records) & SEQUENCE_MASK)
+        return Identity(producer_id, epoch, (sequence + first) & SEQUENCE_MASK)
 
-    def _current(self, partition: int) -> Identity | None:
-        """The partition's next identity; a partition that has none yet begins with the arena's producer id."""
-        current = self._partition(partition)
-        if current.producer_id != _NO_PRODUCER:
-            return current
+    def _begin(self, partition: int) -> Identity | None:
+        """The first identity of a partition that has none: it begins with the arena's producer id."""
         producer_id = self.producer_id
         if producer_id is None:
             return None
         self._set_next(partition, 0, 0)
-        start = self._partitions + partition * at.PARTITION_BYTES + at.PRODUCER_ID_AT
-        self._memory.store_u64(start, producer_id)
+        self._memory.store_u64(self._partition_at(partition), producer_id)
         return Identity(producer_id, 0, 0)
 
-    def _store(self, descriptor: int, batch: Identity) -> None:
+    def _store(self, descriptor: int, producer_id: int, epoch: int, sequence: int) -> None:
         start = self._batch_at(descriptor)
-        self._memory.store_u32(start + 12, batch.sequence)
-        self._memory.store_u64(start, batch.producer_id)
-        self._memory.store_u32(start + 8, batch.epoch & _U32)
+        self._memory.store_u32(start + 12, sequence)
+        self._memory.store_u64(start, producer_id)
+        self._memory.store_u32(start + 8, epoch & _U32)
 
     def begin_anew(self, partition: int) -> None:
         """Move a partition to its next epoch: its batches without a result get new sequences, from 0.
@@ -134,8 +136,7 @@ class Sequences:
             return
         if self.producer_id == current.producer_id:
             self.set_producer_id(None)
-        start = self._partitions + partition * at.PARTITION_BYTES + at.PRODUCER_ID_AT
-        self._memory.store_u64(start, _NO_PRODUCER & 0xFFFF_FFFF_FFFF_FFFF)
+        self._memory.store_u64(self._partition_at(partition), _NO_PRODUCER & 0xFFFF_FFFF_FFFF_FFFF)
 
     def mend(self, descriptor: int, partition: int, first: int, records: int) -> None:
         """Finish what a predecessor may have left of ``assign``; the arguments are those of ``assign``."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 # No response may be larger, for it is held in memory whole; the memory plan has room for one.
@@ -25,13 +25,6 @@ class UnreadableError(WireError):
     """A response does not parse; an older version of it may."""
 
 
-class RecordBytes(NamedTuple):
-    """The records field of one partition: a batch header and views of its payload, never joined; bytes in all."""
-
-    parts: Sequence[memoryview]
-    size: int
-
-
 class Request(NamedTuple):
     """An encoded request: frame length, header and body, as parts to be sent one after the other."""
 
@@ -39,11 +32,9 @@ class Request(NamedTuple):
     size: int
 
 
-class ProducePartition(NamedTuple):
-    """One batch of a Produce request."""
-
-    partition: int
-    records: RecordBytes
+# One batch of a Produce request: its partition's number, a batch header and views of its payload, never joined, and the
+# bytes of these in all. A bare tuple, for one is made for every batch.
+ProducePartition: TypeAlias = tuple[int, Sequence[memoryview], int]
 
 
 class ProduceTopic(NamedTuple):

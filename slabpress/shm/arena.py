@@ -10,11 +10,12 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from slabpress._native import Blocks, Memory, Promises, Sleeper, Words
+from slabpress._native import Blocks, Inbox, Memory, Promises, Sleeper, Words
 from slabpress.shm import layout as at
 from slabpress.shm.layout import Geometry, Layout, layout_of
 from slabpress.shm.sealed import sealed_queue
 from slabpress.shm.segment import create_segment, map_segment
+from slabpress.shm.sending import inbox, send_point
 from slabpress.shm.shares import output_shares, slab_shares
 from slabpress.shm.states import OUTPUT_FREE, SLAB_FREE
 
@@ -41,6 +42,7 @@ class Arena:
         sealed_queue: what waits for a worker.
         promises: which of it some worker will soon look at.
         results_sleeper: the producer's callback thread, while it sleeps until there are results.
+        send_point: what the network process does with a batch.
     """
 
     def __init__(self, descriptor: int, mapping: mmap.mmap, geometry: Geometry) -> None:
@@ -85,6 +87,7 @@ class Arena:
         self.sealed_queue = sealed_queue(self)
         self.promises = Promises(self.memory, at.PROMISES_AT, at.WORKERS_MAX, at.SEAL_HEAD_AT, at.SEAL_TAIL_AT)
         self.results_sleeper = Sleeper(self.memory, at.RESULTS_SLEEPER_AT)
+        self.send_point = send_point(self)
         # Plain reads and writes of what a state word protects; dropped before the mapping is closed.
         self.view: memoryview = memoryview(mapping)
 
@@ -161,6 +164,10 @@ class Arena:
     def sealed_at(self, number: int) -> int:
         """The descriptor index of the ``number``-th sealed batch (from 0)."""
         return self.seal_ring.load(number % self.geometry.seal_ring_entries)
+
+    def inbox(self) -> Inbox:
+        """For a network process: what others do, from the beginning."""
+        return inbox(self)
 
     def report(self) -> str:
         """The network process's account of the bootstrap servers."""

@@ -14,7 +14,7 @@ import contextlib
 import os
 from typing import Final
 
-from slabpress._native import Memory
+from slabpress._native import Memory, Watch
 from slabpress.shm.doorbell import Doorbell
 from slabpress.shm.layout import LINE_BYTES, PAGE_BYTES, WORKERS_MAX, align
 from slabpress.shm.segment import create_segment, map_segment
@@ -95,6 +95,10 @@ class Control:
         self.memory.store_u32(_STOPPING_AT, 1)
         for bell in self.bells[NETWORK:]:
             bell.ring()
+
+    def watch(self, slot: int) -> Watch:
+        """What a process looks at before it sleeps. Its orders are ``stopping`` and ``changes``, in one word."""
+        return Watch(self.memory, _STOPPING_AT, self._line(slot) + _SLEEPING)
 
     def changes(self) -> int:
         """Counts what was said to the children about arenas: a child looks at its channel when it has changed."""

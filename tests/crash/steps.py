@@ -26,6 +26,7 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
         "slabpress.network.batches:ArenaBatches.make_bytes",
         "slabpress.network.batches:ArenaBatches.start",
         "slabpress.network.batches:ArenaBatches.put_back",
+        "slabpress.network.batches:ArenaBatches.finish_delivered",
         "slabpress.network.batches:ArenaBatches._finish",
         "slabpress.network.batches:ArenaBatches.split",
         "slabpress.network.batches:ArenaBatches._drop_source",
@@ -34,7 +35,6 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
         "slabpress.network.broker:Broker.flush",
         "slabpress.network.connection:Connection.sent",
         "slabpress.network.connection:Connection.received",
-        "slabpress.shm.descriptors:Descriptors.set_result",
     ),
     "worker": (
         "slabpress.shm.admission:Admission.take",

@@ -10,9 +10,10 @@ import pytest
 from slabpress._native import NONE
 from slabpress.network.batches import ArenaBatches
 from slabpress.network.outcomes import Outcome
-from slabpress.network.queues import Batch
+from slabpress.network.partition import Batch
 from slabpress.shm.states import DONE, FREE, IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT, OUTPUT_READY, READY
 from tests.network.rig import OLD_TIMESTAMP_MS, Record, Rig
+from tests.shm.faults import Killed, Life, mortal
 from tests.support.reference_batch import decode_batch
 
 SUCCESS = Outcome(0, base_offset=5)
@@ -43,9 +44,10 @@ def one(rig: Rig, batches: ArenaBatches, *values: bytes) -> Batch:
 def test_follows_every_seal_once_in_order(rig: Rig, batches: ArenaBatches) -> None:
     before = time.monotonic_ns()
     indices = [rig.seal("t", 3, [Record(b"x")]), rig.seal("t", 4, [Record(b"y")])]
-    news = [batches.has_new_seals]
+    batches.inbox.take_wanted()
+    news = [batches.has_arrivals]
     found = list(batches.follow())
-    news.append(batches.has_new_seals)
+    news.append(batches.has_arrivals)
     assert news == [True, False]
     assert [batch.index for batch in found] == indices
     assert [(batch.queue.topic, batch.queue.number, batch.seal_number) for batch in found] == [("t", 3, 1), ("t", 4, 2)]
@@ -124,65 +126,37 @@ def test_counters_of_success_and_failure(rig: Rig, batches: ArenaBatches) -> Non
     assert rig.counter("payload_bytes_delivered") > 2
 
 
-class Killed(BaseException):
-    """The process was killed here."""
+def arena_for(rig: Rig, life: Life) -> ArenaBatches:
+    """The batches of a process that dies after so many stores to the arena."""
+    return ArenaBatches(
+        0,
+        mortal(rig.arena, life),
+        {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
+    )
 
 
-def kill_after(rig: Rig, step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> bool:
-    """Do ``act`` and be killed before its ``step``-th store to the arena; whether it came that far."""
-    steps = iter(range(step))
-
-    def limited(function: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object) -> object:
-            if next(steps, None) is None:
-                raise Killed
-            return function(*args)
-
-        return call
-
-    arena = rig.arena
-
-    class Stores:
-        """Stands before a native table and counts what is stored."""
-
-        def __init__(self, table: object, counted: tuple[str, ...]) -> None:
-            self._table = table
-            for name in counted:
-                setattr(self, name, limited(getattr(table, name)))
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._table, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(arena, "outputs", Stores(arena.outputs, ("mark",)))
-        patch.setattr(arena, "batch_states", Stores(arena.batch_states, ("store",)))
-        descriptors = type(rig.descriptors)
-        for name in ("set_result", "set_output", "set_attempts"):
-            patch.setattr(descriptors, name, limited(getattr(descriptors, name)))
-        try:
-            act()
-        except Killed:
-            return True
+def dies(act: Callable[[], object]) -> bool:
+    """Whether the process dies while it does something."""
+    try:
+        act()
+    except Killed:
+        return True
     return False
 
 
 @pytest.mark.parametrize("outcome", [SUCCESS, Outcome(10, "no")])
 @pytest.mark.parametrize("sent", [True, False])
-def test_killed_before_any_store_of_finish_a_successor_makes_order(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, sent: bool
-) -> None:
+def test_killed_before_any_store_of_finish_a_successor_makes_order(rig: Rig, outcome: Outcome, sent: bool) -> None:
     """No output buffer is lost, none is freed twice, and a result that was written stands."""
     endings = set()
     for step in range(20):
-        dead = ArenaBatches(
-            0,
-            rig.arena,
-            {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
-        )
-        batch = next(batch for batch in [one(rig, dead)])
+        life = Life()
+        dead = arena_for(rig, life)
+        batch = one(rig, dead)
         if sent:
             dead.start(batch)
-        killed = kill_after(rig, step, monkeypatch, lambda: dead.finish(batch, outcome))  # noqa: B023 - called at once
+        life.left = step
+        killed = dies(lambda: dead.finish(batch, outcome))  # noqa: B023 - called at once
         held = rig.descriptors.output(batch.index).first_output
         if killed and held == NONE:
             # What is free may be another batch's by now: the successor must not touch it.
@@ -211,17 +185,15 @@ def test_killed_before_any_store_of_finish_a_successor_makes_order(
     assert endings == {0, outcome.code}
 
 
-def test_killed_before_any_store_of_start_a_successor_sends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_before_any_store_of_start_a_successor_sends_it(rig: Rig) -> None:
     for step in range(10):
-        dead = ArenaBatches(
-            0,
-            rig.arena,
-            {"acks": -1, "delivery_timeout_ms": 1000, "max_request_size": 1 << 20, "enable_idempotence": False},
-        )
+        life = Life()
+        dead = arena_for(rig, life)
         batch = one(rig, dead)
         dead.make_bytes(batch)
         expected = b"".join(batch.parts)
-        killed = kill_after(rig, step, monkeypatch, lambda: dead.start(batch))  # noqa: B023 - called at once
+        life.left = step
+        killed = dies(lambda: dead.start(batch))  # noqa: B023 - called at once
         heir = ArenaBatches(
             0,
             rig.arena,

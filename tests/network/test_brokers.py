@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import selectors
 import socket
 from collections.abc import Iterator
 from unittest.mock import Mock
@@ -13,6 +12,7 @@ from slabpress.network.backoff import NS_PER_MS, Backoff
 from slabpress.network.broker import Broker, Tools
 from slabpress.network.brokers import Brokers
 from slabpress.network.connection import Answer, InFlight, State
+from slabpress.network.poller import make_poller
 from slabpress.network.resolver import Resolver
 from slabpress.network.settings import NetworkSettings
 from slabpress.network.transport import Endpoint
@@ -41,23 +41,23 @@ class Owner:
 
 
 class Bench:
-    """Brokers, a selector, and a listener that accepts and says nothing."""
+    """Brokers, a poller, and a listener that accepts and says nothing."""
 
     def __init__(self, bell: Doorbell, bootstrap: list[str], recovery: str = "rebootstrap") -> None:
         self.owner = Owner()
-        self.selector = selectors.DefaultSelector()
+        self.poller = make_poller()
         self.resolver = Resolver(bell)
         settings = NetworkSettings.of(
             {**SETTINGS, "bootstrap_servers": bootstrap, "metadata_recovery_strategy": recovery}
         )
         backoff = Backoff(20, 200, lambda: 0.5)
-        tools = Tools(settings, self.selector, self.resolver, backoff, memoryview(bytearray(4096)), self.owner)
+        tools = Tools(settings, self.poller, self.resolver, backoff, memoryview(bytearray(4096)), self.owner)
         self.brokers = Brokers(tools)
 
     def run(self, now: int) -> None:
         """Handle what the sockets have within a second."""
-        for key, mask in self.selector.select(1):
-            key.data.handle(mask, now)
+        for broker, mask in self.poller.poll(1):
+            broker.handle(mask, now)
 
     def connecting(self) -> list[int]:
         return sorted(broker.node for broker in self.brokers if broker.is_setting_up)
@@ -65,7 +65,7 @@ class Bench:
     def close(self) -> None:
         for broker in self.brokers:
             broker.close(0)
-        self.selector.close()
+        self.poller.close()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from slabpress.network import batches
-from slabpress.network.queues import PartitionQueue
+from slabpress.network.partition import PartitionQueue
 from slabpress.network.sequences import EPOCH_MAX, SEQUENCE_MASK
 from tests.support.idempotent_bench import IdempotentBench, idempotent_bench
 from tests.support.limited_broker import HEADER_BYTES

@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slabpress.network.queues import Batch, PartitionQueue, Queues
+from slabpress.network.partition import Batch, PartitionQueue
+from slabpress.network.queues import NEVER_NS, Queues
 from tests.network.test_queues import FAR, NODE, FakeSource
 
 OTHER_NODE = NODE + 1
@@ -155,12 +156,10 @@ def test_forget_takes_everything_of_one_arena_and_nothing_of_another() -> None:
     queues.forget(gone)
     assert bench.heads() == [(1, 0)]
     assert list(queues.leaderless) == [bench.queue(1, 1)]
-    assert not queues.has_unready(gone)
-    assert queues.has_unready(other)
     assert [_place(batch) for batch in queues.expired] == [(1, 4)]
     assert all(not queue.waiting for queue in gone.queues if queue is not None)
     # Its timers are gone as well: the next that is due is the other's retry.
-    assert queues.next_time_ns() == 51
+    assert queues.next_ns == 51
     queues.tick(60)
     assert bench.heads() == [(1, 0), (1, 3)]
     # What a worker finishes of it now is nobody's.
@@ -179,7 +178,7 @@ def test_forget_leaves_the_others_timers_in_order() -> None:
         bench.seal(source, partition, deadline=deadline)
     bench.queues.forget(bench.sources[0])
     seen = []
-    while (due := bench.queues.next_time_ns()) is not None:
+    while (due := bench.queues.next_ns) != NEVER_NS:
         bench.queues.tick(due)
         seen.append(due)
     assert seen == [batch.deadline_ns for batch in bench.queues.expired] == [3, 5, 6, 7]
@@ -190,5 +189,5 @@ def test_the_last_arena_that_is_forgotten_leaves_nothing() -> None:
     bench.seal_all()
     bench.queues.forget(bench.sources[0])
     queues = bench.queues
-    assert (queues.sendable, queues.leaderless, queues.expired, queues.next_time_ns()) == ({}, {}, [], None)
+    assert (queues.sendable, queues.leaderless, queues.expired, queues.next_ns) == ({}, {}, [], NEVER_NS)
     assert (queues._unready, queues._retries, queues._expiries) == ({}, [], [])

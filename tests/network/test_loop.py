@@ -15,7 +15,9 @@ import pytest
 from slabpress.config import PIPELINE_SETTINGS, Config
 from slabpress.network.broker import Broker
 from slabpress.network.loop import Loop
+from slabpress.network.resolver import Resolved
 from slabpress.network.settings import NetworkSettings
+from slabpress.network.upkeep import Upkeep
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
 
 
@@ -62,8 +64,6 @@ def test_brokers_are_looked_at_when_something_of_theirs_may_be_due_and_not_for_e
 ) -> None:
     looks: list[int] = []
     monkeypatch.setattr(Broker, "check", lambda _broker, now: looks.append(now))
-    bench.loop.turn(0.0)
-    looks.clear()
     due_ns = time.monotonic_ns() + 50_000_000
     monkeypatch.setattr(Broker, "deadline_ns", lambda _broker: due_ns)
     bench.loop.turn(0.0)  # from here on the loop knows when it is due
@@ -92,3 +92,46 @@ def test_the_coordinator_is_rung_for_results_that_no_callback_thread_sleeps_for(
     bench.loop.arenas.clear()
     rung = bool(select.select([bench.control.bells[COORDINATOR]], [], [], 0)[0])
     assert rung == (has_moved or not all(told) or not told)
+
+
+@pytest.mark.timeout(30)
+def test_an_order_whose_ring_has_been_heard_already_is_not_slept_over(bench: Bench) -> None:
+    """The bell ends one wait, the order is taken at the beginning of the next turn: that one must not sleep."""
+    bench.control.stop()
+    os.read(bench.control.bells[NETWORK].read_descriptor, 8)
+    assert bench.loop.turn(None)
+
+
+@pytest.mark.timeout(30)
+def test_upkeep_is_done_when_something_has_happened_or_is_due_and_not_for_every_ring(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.loop.turn(0.0)
+    turns: list[int] = []
+    monkeypatch.setattr(Upkeep, "turn", lambda _upkeep, now: turns.append(now))
+    for _ in range(3):
+        bench.control.bells[NETWORK].ring()
+        bench.loop.turn(None)
+    assert turns == []
+    bench.control.count_change()
+    bench.loop.turn(0.0)
+    assert len(turns) == 1
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("event", ["a lost connection", "a ready connection", "a name that was looked up"])
+def test_upkeep_is_done_after_what_may_concern_it(bench: Bench, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
+    bench.loop.turn(0.0)
+    turns: list[int] = []
+    monkeypatch.setattr(Upkeep, "turn", lambda _upkeep, now: turns.append(now))
+    broker = next(iter(bench.loop.brokers))
+    if event == "a lost connection":
+        bench.loop.lost(broker, [], 0)
+    elif event == "a ready connection":
+        bench.loop.became_ready(broker)
+    else:
+        monkeypatch.setattr(bench.loop._resolver, "results", lambda: [Resolved(None, [], "")])
+        bench.control.bells[NETWORK].ring()
+        bench.loop.turn(None)
+    bench.loop.turn(0.0)
+    assert len(turns) == 1

@@ -19,6 +19,7 @@ from slabpress.shm.layout import SEAL_HEAD_AT
 from slabpress.shm.states import DONE, IN_FLIGHT, READY
 from tests.network.fake_broker import (
     API_VERSIONS,
+    INIT_PRODUCER_ID,
     METADATA,
     PRODUCE,
     Asked,
@@ -469,8 +470,7 @@ def test_an_answer_that_names_another_partition_is_nonsense(fake: FakeBroker) ->
         assert rig.counter("retries") == 1
 
 
-def test_a_broker_with_unknown_tags_is_spoken_to_in_older_versions(fake: FakeBroker) -> None:
-    """Kio 0.6 cannot pass over a tagged field that it does not know."""
+def test_unknown_tags_of_a_produce_response_are_passed_over(fake: FakeBroker) -> None:
 
     def tagged(asked: Asked) -> bytes:
         data = fake.produce_answer(asked)
@@ -484,7 +484,28 @@ def test_a_broker_with_unknown_tags_is_spoken_to_in_older_versions(fake: FakeBro
         rig.know("t")
         for _ in range(3):
             assert rig.result(rig.send("t", 0, b"x")).code == 0
-    assert [asked.version for asked in fake.produced()] == [12, 8, 8, 8]
+    assert [asked.version for asked in fake.produced()] == [12, 12, 12]
+
+
+def test_a_broker_with_unknown_tags_is_spoken_to_in_older_versions(fake: FakeBroker) -> None:
+    """Kio 0.6, which reads all but Produce and Metadata, cannot pass over a tagged field that it does not know."""
+    asked_in = []
+
+    def tagged(asked: Asked) -> bytes:
+        asked_in.append(asked.version)
+        data = fake.init_producer_id(asked)
+        if asked.version < 2:
+            return data
+        data = data[4:-1] + b"\x01\x07\x02zz"
+        return len(data).to_bytes(4, "big") + data
+
+    fake.hooks[INIT_PRODUCER_ID] = tagged
+    with Rig(fake.address, delivery={"enable_idempotence": True}) as rig:
+        rig.know("t")
+        assert rig.result(rig.send("t", 0, b"x")).code == 0
+    assert asked_in[0] >= 2
+    assert asked_in[-1] == 1
+    assert [asked.version for asked in fake.produced()] == [8]
 
 
 def test_topic_ids_are_used_when_the_cluster_has_them() -> None:

@@ -14,7 +14,7 @@ from kio.serial import entity_reader, entity_writer
 
 from slabpress.network.messages import PRODUCE
 from slabpress.network.produce_codec import encode_produce, unsigned_varint
-from slabpress.network.wire import ProducePartition, ProduceTopic, RecordBytes
+from slabpress.network.wire import ProduceTopic
 from tests.network.fake_broker import schema
 
 VERSIONS = range(3, 14)
@@ -29,9 +29,8 @@ _TOPICS = st.lists(
 )
 
 
-def records(*parts: bytes) -> RecordBytes:
-    views = [memoryview(bytearray(part)) for part in parts]
-    return RecordBytes(views, sum(map(len, views)))
+def views(*parts: bytes) -> list[memoryview]:
+    return [memoryview(bytearray(part)) for part in parts]
 
 
 def written_by_kio(version: int, client_id: str, acks: int, timeout_ms: int, topics: list[ProduceTopic]) -> bytes:
@@ -44,8 +43,8 @@ def written_by_kio(version: int, client_id: str, acks: int, timeout_ms: int, top
             module.TopicProduceData(
                 **({"topic_id": topic.topic_id} if version >= FIRST_WITH_IDS else {"name": topic.name}),
                 partition_data=tuple(
-                    module.PartitionProduceData(index=number, records=b"".join(batch.parts))
-                    for number, batch in topic.partitions
+                    module.PartitionProduceData(index=number, records=b"".join(parts))
+                    for number, parts, _ in topic.partitions
                 ),
             )
             for topic in topics
@@ -64,9 +63,7 @@ def test_a_request_is_what_kio_writes(
     version: int, client_id: str, acks: int, timeout_ms: int, shape: list[tuple[str, UUID, list[tuple[int, int]]]]
 ) -> None:
     topics = [
-        ProduceTopic(
-            name, topic_id, [ProducePartition(number, records(b"h" * 61, b"p" * (size - 61))) for number, size in sizes]
-        )
+        ProduceTopic(name, topic_id, [(number, views(b"h" * 61, b"p" * (size - 61)), size) for number, size in sizes])
         for name, topic_id, sizes in shape
     ]
     request = encode_produce(version, 42, client_id, acks, timeout_ms, topics)
@@ -77,14 +74,14 @@ def test_a_request_is_what_kio_writes(
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_batches_are_sent_from_where_they_are_and_read_back(version: int) -> None:
-    first, second, third = records(b"h" * 61, b"p" * 500), records(b"h" * 61, b"q"), records(b"h" * 61)
+    first, second, third = views(b"h" * 61, b"p" * 500), views(b"h" * 61, b"q"), views(b"h" * 61)
     ids = UUID(int=77), UUID(int=78)
     topics = [
-        ProduceTopic("t", ids[0], [ProducePartition(3, first), ProducePartition(0, second)]),
-        ProduceTopic("u", ids[1], [ProducePartition(1, third)]),
+        ProduceTopic("t", ids[0], [(3, first, 561), (0, second, 62)]),
+        ProduceTopic("u", ids[1], [(1, third, 61)]),
     ]
     request = encode_produce(version, 42, "me", -1, 1500, topics)
-    for view in (*first.parts, *second.parts, *third.parts):
+    for view in (*first, *second, *third):
         assert any(part is view for part in request.parts)
     data = b"".join(request.parts)[4:]
     kind = schema(PRODUCE, version, "request").ProduceRequest

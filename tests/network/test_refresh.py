@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import selectors
+import contextlib
 from array import array
 from collections.abc import Iterator
 from unittest.mock import Mock
@@ -15,7 +15,9 @@ from slabpress.network.broker import Tools
 from slabpress.network.brokers import Brokers
 from slabpress.network.messages import METADATA
 from slabpress.network.metadata import Cluster
-from slabpress.network.queues import PartitionQueue, Queues
+from slabpress.network.partition import PartitionQueue
+from slabpress.network.poller import make_poller
+from slabpress.network.queues import Queues
 from slabpress.network.refresh import Refresher
 from slabpress.network.resolver import Resolver
 from slabpress.network.settings import NetworkSettings
@@ -29,8 +31,8 @@ def refresher(bell: Doorbell) -> Iterator[Refresher]:
     """Nobody wants anything of it, and it knows nobody to ask."""
     settings = NetworkSettings.of({**SETTINGS, "metadata_max_age_ms": 1000, "bootstrap_servers": []})
     backoff = Backoff(10, 40, lambda: 0.5)
-    with selectors.DefaultSelector() as selector:
-        tools = Tools(settings, selector, Resolver(bell), backoff, memoryview(bytearray(1)), Mock())
+    with contextlib.closing(make_poller()) as poller:
+        tools = Tools(settings, poller, Resolver(bell), backoff, memoryview(bytearray(1)), Mock())
         brokers = Brokers(tools)
         yield Refresher({}, Cluster(), brokers, Queues(), settings, backoff)
         for broker in brokers:

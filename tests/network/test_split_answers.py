@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 
+from slabpress.network.partition import Batch
 from slabpress.network.produce import ProduceContext
-from slabpress.network.queues import Batch
 from slabpress.results import DELIVERED, EXPIRED_SENT, EXPIRED_UNSENT
 from slabpress.shm.states import DONE, IN_FLIGHT, OVERSIZE, PARTIAL, READY
 from slabpress.workers.codecs import make_codec
@@ -62,7 +62,7 @@ class SplitDesk:
             splits.go_on(index, delivered=self.rig.descriptors.result(index).code == DELIVERED)
             states.store(index, OVERSIZE)
         assert self.worker.work()
-        assert self.bench.queues.became_ready(self.arena, self.arena.ready(), 0)
+        assert self.bench.queues.became_ready(self.arena, self.arena.newly_ready(), 0)
 
     def end(self) -> None:
         """Let go of the views of the arena that are on the wire."""

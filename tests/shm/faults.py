@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from slabpress._native import NONE, Blocks, Words
+from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
-from slabpress.shm.descriptors import Descriptors
-from slabpress.shm.states import OUTPUT_FREE
+from slabpress.shm.descriptors import Descriptors, Output, Result
+from slabpress.shm.states import IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT
 
 
 class Killed(BaseException):
@@ -114,6 +115,47 @@ class MortalDescriptors(Descriptors):
         super().set_admitted(*arguments)
 
 
+class MortalSendPoint(_Mortal):
+    """``SendPoint`` with its changes made one at a time; test_sending.py compares it with the native one."""
+
+    def __init__(self, life: Life, arena: Any, real: Arena) -> None:
+        super().__init__(life, real.send_point)
+        self._arena = arena
+        self._descriptors = MortalDescriptors(life, arena, real)
+
+    def start(self, index: int) -> None:
+        self._descriptors.set_attempts(index, self._descriptors.attempts(index) + 1)
+        self._arena.outputs.mark(self._descriptors.output(index).first_output, OUTPUT_IN_FLIGHT)
+        self._arena.batch_states.store(index, IN_FLIGHT)
+
+    def end(
+        self,
+        index: int,
+        records: int,
+        code: int,
+        record_index: int,
+        retriable: bool,
+        base_offset: int,
+        append_time_ms: int,
+        text: bytes,
+        state: int,
+    ) -> None:
+        result = Result(code, record_index, base_offset, append_time_ms, retriable, text.decode())
+        self._life.change()
+        self._descriptors.set_result(index, result)
+        output = self._descriptors.output(index)
+        self._arena.outputs.mark(output.first_output, OUTPUT_IN_FLIGHT)
+        self._descriptors.set_output(index, Output(NONE, *output[1:]))
+        self._arena.outputs.mark(output.first_output, OUTPUT_FREE)
+        names = ("records_delivered", "batches_delivered") if code == 0 else ("records_failed", "batches_failed")
+        counted = dict(zip(names, (records, 1), strict=True))
+        counted |= {"payload_bytes_delivered": output.payload_bytes} if code == 0 else {}
+        for name, amount in counted.items():
+            self._arena.memory.add_u64(at.NETWORK_COUNTERS_AT + 8 * at.NETWORK_COUNTERS.index(name), amount)
+        if state >= 0:
+            self._arena.batch_states.store(index, state)
+
+
 def mortal(arena: Arena, life: Life) -> Any:
     """The arena as a process with this life changes it."""
     real = arena
@@ -128,6 +170,7 @@ def mortal(arena: Arena, life: Life) -> Any:
     payload_nexts = Words(real.memory, nexts, real.outputs.count)
     stand_in.slabs = _MortalBlocks(life, real.slabs, real.slab_states, slab_nexts, OUTPUT_FREE)
     stand_in.outputs = _MortalBlocks(life, real.outputs, real.payload_states, payload_nexts, OUTPUT_FREE)
+    stand_in.send_point = MortalSendPoint(life, stand_in, real)
     return stand_in
 
 

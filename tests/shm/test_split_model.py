@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from slabpress.network.queues import Batch
+from slabpress.network.partition import Batch
 from slabpress.network.wire import ProduceResult
 from slabpress.results import DELIVERED
 from slabpress.shm import layout as at

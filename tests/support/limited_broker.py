@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from slabpress.network import outcomes
 from slabpress.network.batches import ArenaBatches
-from slabpress.network.queues import Batch
+from slabpress.network.partition import Batch
 from slabpress.network.wire import ProduceResult
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena

@@ -15,8 +15,9 @@ from slabpress.network.batches import ArenaBatches
 from slabpress.network.connection import Connection, InFlight
 from slabpress.network.messages import METADATA, PRODUCE
 from slabpress.network.metadata import Cluster
+from slabpress.network.partition import Batch
 from slabpress.network.produce import ProduceContext, Producing
-from slabpress.network.queues import Batch, Queues
+from slabpress.network.queues import Queues
 from slabpress.network.settings import NetworkSettings
 from tests.shm.faults import Life, MortalDescriptors, mortal
 from tests.support.limited_broker import TOPIC
@@ -99,7 +100,7 @@ class NetworkLife:
 
     def look(self, leaders: Sequence[int], producer_id: int, now: int) -> None:
         """What the loop does before it sends: hear of new batches, of READY ones, let the time pass."""
-        self.queues.became_ready(self.batches, self.batches.ready(), now)
+        self.queues.became_ready(self.batches, self.batches.newly_ready(), now)
         for batch in self.batches.follow():
             self._batches.append(batch)
             if not batch.queue.waiting and batch.queue.leader is None:

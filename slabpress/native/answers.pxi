@@ -1,0 +1,175 @@
+# Reading Produce responses, versions 3 to 13 (network/produce_answer.py).
+
+cdef enum:
+    FIRST_WITH_LOG_START = 5
+    FIRST_WITH_RECORD_ERRORS = 8
+    FIRST_WITH_TAGS = 9
+    FIRST_WITH_IDS = 13
+    # KIP-951: the tag of a result's new leader, and of a response's addresses.
+    CURRENT_LEADER = 0
+    NODE_ENDPOINTS = 0
+
+
+cdef class AnswerReader:
+    """A place in a Produce response.
+
+    Args:
+        version: of the response.
+        frame: its bytes, from the correlation id on.
+    """
+
+    cdef int version
+    cdef bint flexible
+    cdef bytes frame
+    cdef const uint8_t *data
+    cdef Py_ssize_t at, size
+
+    def __init__(self, int version, bytes frame not None):
+        self.version = version
+        self.flexible = version >= FIRST_WITH_TAGS
+        self.frame = frame
+        self.data = <const uint8_t *>PyBytes_AS_STRING(frame)
+        self.size = PyBytes_GET_SIZE(frame)
+        self.at = 0
+
+    def read(self):
+        """The response: (throttle time in ms, results, addresses).
+
+        A result: (topic, or its id's bytes, partition, error, base offset, append time, record errors, message, leader,
+        its epoch). An address: (node, host, port).
+
+        Raises:
+            ValueError: it does not parse.
+        """
+        cdef Py_ssize_t topics, partitions
+        results = []
+        brokers = []
+        self.skip(4)  # the correlation id
+        self.pass_tags()
+        topics = self.count()
+        while topics > 0:
+            topics -= 1
+            topic = self.octets(16) if self.version >= FIRST_WITH_IDS else self.text()
+            partitions = self.count()
+            while partitions > 0:
+                partitions -= 1
+                results.append(self.result(topic))
+            self.pass_tags()
+        throttle_ms = self.number(4)
+        self.read_endpoints(brokers)
+        return throttle_ms, results, brokers
+
+    cdef tuple result(self, object topic):
+        cdef int64_t partition = self.number(4)
+        cdef int64_t error = self.number(2)
+        cdef int64_t offset = self.number(8)
+        cdef int64_t append_time_ms = self.number(8)
+        cdef int64_t leader = -1, epoch = -1
+        cdef Py_ssize_t errors, tags, tag, end
+        record_errors = []
+        message = ""
+        if self.version >= FIRST_WITH_LOG_START:
+            self.skip(8)
+        if self.version >= FIRST_WITH_RECORD_ERRORS:
+            errors = self.count()
+            while errors > 0:
+                errors -= 1
+                index = self.number(4)
+                record_errors.append((index, self.text()))
+                self.pass_tags()
+            message = self.text()
+        if self.flexible:
+            tags = self.varint()
+            while tags > 0:
+                tags -= 1
+                tag = self.varint()
+                end = self.end_of_tag()
+                if tag == CURRENT_LEADER:
+                    leader = self.number(4)
+                    epoch = self.number(4)
+                self.at = end
+        return topic, partition, error, offset, append_time_ms, record_errors, message, leader, epoch
+
+    cdef int read_endpoints(self, list brokers) except -1:
+        cdef Py_ssize_t tags, tag, end, nodes
+        if not self.flexible:
+            return 0
+        tags = self.varint()
+        while tags > 0:
+            tags -= 1
+            tag = self.varint()
+            end = self.end_of_tag()
+            nodes = self.count() if tag == NODE_ENDPOINTS else 0
+            while nodes > 0:
+                nodes -= 1
+                node = self.number(4)
+                host = self.text()
+                brokers.append((node, host, self.number(4)))
+                self.text()  # its rack
+                self.pass_tags()
+            self.at = end
+        return 0
+
+    cdef int skip(self, Py_ssize_t octets) except -1:
+        if octets > self.size - self.at:
+            raise ValueError(f"{octets} bytes wanted, {self.size - self.at} are left")
+        self.at += octets
+        return 0
+
+    cdef int64_t number(self, int octets) except? -2:
+        """A signed big-endian number."""
+        cdef const uint8_t *data = self.data + self.at
+        cdef uint64_t value = 0
+        cdef int place
+        self.skip(octets)
+        for place in range(octets):
+            value = value << 8 | data[place]
+        return <int64_t>(value << (64 - 8 * octets)) >> (64 - 8 * octets)
+
+    cdef Py_ssize_t varint(self) except -1:
+        """An unsigned varint of at most 32 bits."""
+        cdef uint64_t value = 0
+        cdef int shift = 0
+        cdef uint8_t octet
+        while shift < 35:
+            self.skip(1)
+            octet = self.data[self.at - 1]
+            value |= <uint64_t>(octet & 0x7F) << shift
+            if octet < 0x80:
+                return <Py_ssize_t>value
+            shift += 7
+        raise ValueError("a length that does not end")
+
+    cdef Py_ssize_t count(self) except -2:
+        """How many elements an array has, less than 1 where it is null; there cannot be more than bytes are left."""
+        cdef Py_ssize_t count = self.varint() - 1 if self.flexible else <Py_ssize_t>self.number(4)
+        if count > self.size - self.at:
+            raise ValueError(f"{count} elements in {self.size - self.at} bytes")
+        return max(count, -1)
+
+    cdef object text(self):
+        """A string; empty where it is null."""
+        cdef Py_ssize_t length = self.varint() - 1 if self.flexible else <Py_ssize_t>self.number(2)
+        return "" if length <= 0 else self.octets(length).decode()
+
+    cdef bytes octets(self, Py_ssize_t length):
+        self.skip(length)
+        return self.frame[self.at - length : self.at]
+
+    cdef Py_ssize_t end_of_tag(self) except -1:
+        """Where a tagged field ends, whose size is next."""
+        cdef Py_ssize_t size = self.varint()
+        if size > self.size - self.at:
+            raise ValueError(f"a tagged field of {size} bytes, {self.size - self.at} are left")
+        return self.at + size
+
+    cdef int pass_tags(self) except -1:
+        """Pass over a set of tagged fields (KIP-482)."""
+        cdef Py_ssize_t tags
+        if self.flexible:
+            tags = self.varint()
+            while tags > 0:
+                tags -= 1
+                self.varint()
+                self.at = self.end_of_tag()
+        return 0
