@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from slabpress.shm.splits import Split
+
+# Above every seal number.
+IN_STEP: Final = 1 << 64
 
 
 class Source(Protocol):
@@ -88,7 +91,9 @@ class PartitionQueue:
         index: its entry in the arena's partition table.
         waiting: batches that are not on the wire; the first is the head.
         on_wire: those that are.
-        out_of_step: the broker misses a batch before the head: once nothing is on the wire it begins anew.
+        anew_from: the seal number of a batch that the broker will not append: what was sealed from there on begins
+            anew, once nothing is on the wire. What was sealed before it keeps its sequences, for it may be in the log.
+            IN_STEP: there is none.
         known_until_ns: its leader knows the sequences, so several batches may be on the wire. Until then one: after a
             failed try (as Java's producer), at a new leader (as franz-go), in a new epoch.
         leader: the broker's node id, None where none is known.
@@ -97,6 +102,7 @@ class PartitionQueue:
     """
 
     __slots__ = (
+        "anew_from",
         "expiry_armed",
         "index",
         "is_placed",
@@ -105,7 +111,6 @@ class PartitionQueue:
         "leader",
         "number",
         "on_wire",
-        "out_of_step",
         "retry_armed",
         "retry_at_ns",
         "source",
@@ -121,13 +126,22 @@ class PartitionQueue:
         self.waiting: list[Batch] = []  # short, mostly empty; an empty deque takes 700 bytes more
         self.index = index
         self.on_wire: list[Batch] = []
-        self.out_of_step = False
+        self.anew_from = IN_STEP
         self.known_until_ns = 0
         self.leader: int | None = None
         self.retry_at_ns = 0
         self.expiry_armed = False
         self.retry_armed = False
         self.is_placed = False
+
+    @property
+    def out_of_step(self) -> bool:
+        """Whether something is to begin anew."""
+        return self.anew_from != IN_STEP
+
+    def begin_anew_from(self, batch: Batch) -> None:
+        """Note that the broker will not append this batch with its sequence."""
+        self.anew_from = min(self.anew_from, batch.seal_number)
 
     @property
     def in_flight(self) -> int:

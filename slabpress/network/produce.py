@@ -187,7 +187,8 @@ class Producing:
             elif self._arena(batch).idempotent and outcomes.is_out_of_step(result):
                 # With one before it that has no result yet, it came too early. If it is the first, the broker misses
                 # what nobody will send again: a batch that has expired or failed (KIP-360).
-                batch.queue.out_of_step |= batch.queue.is_first(batch)
+                if batch.queue.is_first(batch):
+                    batch.queue.begin_anew_from(batch)
                 self._try_again(batch, error_name(result.error), now, at_once=batch.failures == 0)
             elif outcomes.may_retry(result):
                 stale = stale or result.error in outcomes.STALE_METADATA
@@ -235,7 +236,7 @@ class Producing:
 
     def _finish(self, batch: Batch, outcome: Outcome, now: int) -> None:
         if outcome.code != DELIVERED and self._arena(batch).idempotent:
-            batch.queue.out_of_step = True  # its sequence was not appended, so what comes after it cannot be
+            batch.queue.begin_anew_from(batch)  # its sequence was not appended, so what comes after it cannot be
         self._has_result(batch, now, last=self._arena(batch).finish_sent(batch, outcome))
 
     def _has_result(self, batch: Batch, now: int, *, last: bool) -> None:

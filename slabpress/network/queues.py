@@ -18,7 +18,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from slabpress.network.partition import Batch, PartitionQueue, Source
+from slabpress.network.partition import IN_STEP, Batch, PartitionQueue, Source
 
 # A broker that knows nothing of a producer takes any sequence as the first, so the second of two batches on the wire
 # may be appended alone (ProducerAppendInfo.checkSequence). How long an acknowledgement says that it does know: much
@@ -211,8 +211,8 @@ class Queues:
         alone = queue.out_of_step or now >= queue.known_until_ns
         if queue.in_flight >= (1 if alone else queue.source.in_flight_limit):
             return
-        if queue.out_of_step:
-            queue.out_of_step, queue.known_until_ns = False, 0
+        if head.seal_number >= queue.anew_from:
+            queue.anew_from, queue.known_until_ns = IN_STEP, 0
             queue.source.begin_anew(queue)
         if queue.retry_at_ns > now:
             if not queue.retry_armed:

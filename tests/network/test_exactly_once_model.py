@@ -271,6 +271,24 @@ def test_more_at_once_than_brokers_remember_would_append_them_twice(
         assert everybody.cluster.logs[0].values == [b"before", *values * (1 if limit == 5 else 2)]
 
 
+def test_a_batch_that_fails_takes_no_sequence_from_one_before_it_that_may_be_in_the_log() -> None:
+    """The first was appended, and said to have timed out; the second is refused for good before that was heard."""
+    with idempotent_bench(partitions=PARTITIONS) as everybody:
+        node = everybody.target(0)
+        _seal(everybody, b"before")
+        everybody.round_trip()
+        _seal(everybody, b"appended")
+        _seal(everybody, b"refused")
+        everybody.send(node)
+        everybody.send(node)
+        everybody.process(node, (7, 0))
+        everybody.process(node, (29, 0))
+        everybody.drain()
+        _seal(everybody, b"after it")
+        everybody.drain()
+        assert everybody.cluster.logs[0].values == [b"before", b"appended", b"after it"]
+
+
 @pytest.mark.parametrize("fierce", [False, True])
 def test_what_the_model_leaves_out_would_append_a_batch_twice(fierce: bool) -> None:
     """No producer that goes on after it has given up a batch, which the broker has yet to append, can prevent it."""
