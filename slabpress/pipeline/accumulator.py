@@ -20,21 +20,16 @@ from slabpress.shm.control import NETWORK, Control
 from slabpress.shm.descriptors import BLANK
 from slabpress.shm.splits import Split, Splits
 from slabpress.shm.states import (
-    COMPRESSING,
     DONE,
     FREE,
-    IN_FLIGHT,
     OPEN,
-    PARKED,
     PARTIAL,
     READY,
     REPORTING,
     SEALED,
-    SLAB_COMPRESSING,
     SLAB_OPEN,
     SLAB_READY,
     SLAB_SEALED,
-    SLAB_STATES,
 )
 from slabpress.shm.topics import TopicTable
 
@@ -42,18 +37,8 @@ from slabpress.shm.topics import TopicTable
 # ready to follow it. A third would only wait, and grow no more; behind slow acknowledgements sealing by the clock
 # alone leaves one-slab batches that fill the output ring.
 _UNDER_WAY_ENOUGH: Final = 2
-# Pressure seals batches only while fewer than this share of the slabs are already on their way:
-# in an outage, cutting open batches short would free nothing and only make them small. To a worker that is a quarter;
-# to a broker, whose slabs come back with its answer, a half: with a quarter the rest of the arena waited to linger.
-_ON_THEIR_WAY: Final = 4
-_ON_THE_WIRE: Final = 2
-# Who waits for room is called for no less than this share of the slabs while more is on its way: called for each slab,
-# a thread that sends was switched to and from 1,400 times for 3,000,000 records, and is 120 times now.
-_WORTH_A_CALL: Final = 16
 # A topic's batches that had to be made smaller grow by this share with each that is accepted.
 _GROWTH: Final = 64
-# And it seals this share of the open batches at a time, so that finding the fullest is paid once for many.
-_SEALED_AT_ONCE: Final = 8
 
 
 class Accumulator:
@@ -85,8 +70,6 @@ class Accumulator:
         self._topics = TopicTable(arena)
         self._splits = Splits(arena)
         self._cursor = 0
-        self.slabs_worth_a_call = max(1, arena.geometry.slab_count // _WORTH_A_CALL)
-        self._enough_slabs = arena.geometry.slab_count // (_ON_THE_WIRE if arena.is_direct else _ON_THEIR_WAY)
         self._opening_point = OpeningPoint(
             arena.memory,
             arena.batch_states,
@@ -126,46 +109,6 @@ class Accumulator:
             plan.batch_bytes,
             plan.largest_record_bytes,
         )
-
-    def has_share(self, partition_index: int) -> bool:
-        """Whether a topic-partition's leader holds its share of the slabs, and gets no more."""
-        return self._arena.slab_shares.over(partition_index)
-
-    def had_share(self, partition_index: int) -> bool:
-        """Whether it had it when the record before was held back: a topic may have thousands of partitions."""
-        return self._arena.slab_shares.was_over(partition_index)
-
-    def must_wait(self, partition_index: int) -> bool:
-        """Whether it has its share, and there is nothing to be done about it: ``relieve_leader``."""
-        if not self.has_share(partition_index):
-            return False
-        return self._is_enough_for(partition_index) or not self._slabs_of_leader(partition_index, OPEN)
-
-    def _slabs_of_leader(self, partition_index: int, *states: int) -> int:
-        """The slabs that batches of a topic-partition's leader hold in these states."""
-        return self._arena.slab_shares.held_by_leader(partition_index, sum(1 << state for state in states))
-
-    def _is_enough_for(self, partition_index: int) -> bool:
-        """Whether enough of a leader's slabs will be free without more of its batches being sealed.
-
-        Those of batches that were set aside count: while a broker is down, cutting open batches short frees nothing.
-        """
-        states = (READY, IN_FLIGHT) if self._arena.is_direct else (SEALED, PARKED, COMPRESSING)
-        on_their_way = self._slabs_of_leader(partition_index, *states)
-        return on_their_way > self._enough_slabs
-
-    def relieve_leader(self, partition_index: int) -> None:
-        """With a leader that has its share: seal the fullest of its open batches until enough is on its way.
-
-        They may be all that it holds. Nobody else would seal them before they have lingered.
-        """
-        leader = self._topics.leader_word(partition_index)
-        fullest = sorted(self._all_open(), key=lambda batch: batch.bytes)
-        while fullest and not self._is_enough_for(partition_index):
-            batch = fullest.pop()
-            index = batch.topic.partition_indices[batch.partition]
-            if batch.records and self._topics.leader_word(index) == leader:
-                self.seal(batch)
 
     def next_call(self) -> int:
         """A number for one send_many() call."""
@@ -247,14 +190,15 @@ class Accumulator:
     def records_accepted(self) -> int:
         """Records that were ever appended, those in open batches included."""
         sealed = self._arena.memory.load_u64(at.COORDINATOR_COUNTERS_AT)
-        return sealed + sum(batch.records for batch in self._all_open() if not batch.closed)
+        return sealed + sum(batch.records for batch in self.all_open() if not batch.closed)
 
-    def _all_open(self) -> list[Batch]:
+    def all_open(self) -> list[Batch]:
+        """Every open batch, those that have lingered included."""
         return [*self._open.values(), *self._held.values()]
 
     def seal_all(self) -> None:
         """Seal every open batch (flush)."""
-        for batch in self._all_open():
+        for batch in self.all_open():
             self.seal(batch)
 
     def seal_lingering(self, now_ns: int) -> None:
@@ -274,37 +218,6 @@ class Accumulator:
         for batch in self._open.values():
             return batch.created_ns + self._linger_ns
         return None
-
-    def is_more_room_coming(self) -> bool:
-        """Whether there is little room, and soon there will be more: those who wait for it may wait for that.
-
-        What is on its way comes to rest only in an outage; then whoever waits looks again by itself, once a second.
-        """
-        if self._arena.slabs.count_free() >= self.slabs_worth_a_call:
-            return False
-        return self._slabs_on_their_way() > self._enough_slabs
-
-    def relieve_pressure(self) -> None:
-        """With no slab free: seal the fullest open batches, unless enough is on its way."""
-        if self._slabs_on_their_way() > self._enough_slabs:
-            return
-        fullest = sorted(self._all_open(), key=lambda batch: batch.bytes, reverse=True)
-        for batch in fullest[: max(1, len(fullest) // _SEALED_AT_ONCE)]:
-            self.seal(batch)
-
-    def _slabs_on_their_way(self) -> int:
-        """The slabs that will be free soon: not those of a leader that has its share, and holds up its batches."""
-        if self._arena.is_direct:
-            return self._arena.slab_shares.held_within(1 << READY | 1 << IN_FLIGHT)
-        counts = self._arena.slab_states.tally(len(SLAB_STATES))
-        return counts[SLAB_SEALED] + counts[SLAB_COMPRESSING] - self._parked_slabs()
-
-    def _parked_slabs(self) -> int:
-        """The slabs of batches that were set aside: they are on their way nowhere."""
-        if not self._arena.memory.load_u64(at.PARKED_AT):
-            return 0
-        parked = [self.batches[descriptor] for descriptor in self._arena.batch_states.find_all(PARKED)]
-        return sum(batch.slabs for batch in parked if batch is not None)
 
     def has_results(self) -> bool:
         """Whether ``take_done`` or ``partial`` would find a batch."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from slabpress._native import Mutex
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch, DoneCallback, Outcome, Watch
+from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.reporter import Reporter, abandoned, outcome_of
 from slabpress.pipeline.room import RoomLine
 from slabpress.shm.arena import Arena
@@ -34,6 +35,7 @@ class Intake:
         control: whom to wake.
         lock: the producer's lock.
         accumulator: the batches.
+        pressure: whether room is worth a call.
         line: who waits for room, which a result may have made.
         watch: who waits for results.
         on_delivery: called with the handle of every record, or None.
@@ -49,6 +51,7 @@ class Intake:
         control: Control,
         lock: Mutex,
         accumulator: Accumulator,
+        pressure: Pressure,
         line: RoomLine,
         watch: Watch,
         on_delivery: DoneCallback | None,
@@ -57,6 +60,7 @@ class Intake:
         self._control = control
         self._lock = lock
         self._accumulator = accumulator
+        self._pressure = pressure
         self._line = line
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
@@ -119,7 +123,7 @@ class Intake:
 
     def call_first(self) -> None:
         """Let the first in line look for room, if it is worth it. The caller holds the producer's lock."""
-        if self._line.turns and not self._accumulator.is_more_room_coming():
+        if self._line.turns and not self._pressure.is_more_room_coming():
             self._line.call_first()
 
     def _release(self, batches: list[Batch]) -> None:

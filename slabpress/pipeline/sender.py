@@ -27,6 +27,7 @@ from slabpress.errors import (
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch, DeliveryHandle
 from slabpress.pipeline.lookup import TopicLookup
+from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.room import RoomLine, Turn
 from slabpress.pipeline.topics import Topic, TopicRegistry
 from slabpress.plan import MemoryPlan
@@ -63,10 +64,11 @@ class Sender:
         control: Control,
         lock: Mutex,
         accumulator: Accumulator,
+        pressure: Pressure,
         topics: TopicRegistry,
     ) -> None:
         self.lock = lock
-        self.line = RoomLine(lock, accumulator.must_wait)
+        self.line = RoomLine(lock, pressure.must_wait)
         self._turns = self.line.turns
         self.fast_lane = FastLane(lock, accumulator.writer, topics.known)
         self.next_turn_s = math.inf
@@ -78,6 +80,7 @@ class Sender:
         self._arena = arena
         self._control = control
         self._accumulator = accumulator
+        self._pressure = pressure
         self._writer = accumulator.writer
         self._topics = topics
         self.lookup = TopicLookup(config.max_block_ms, arena, control, lock, topics, self.check_usable)
@@ -173,7 +176,7 @@ class Sender:
             Whether there is one.
         """
         held_back = self._writer.held_back
-        return held_back >= 0 and self._topics.stick_around(topic, self._accumulator.had_share)
+        return held_back >= 0 and self._topics.stick_around(topic, self._pressure.had_share)
 
     def let_linger(self, batch: Batch, *, may_seal: bool = True) -> None:
         """A batch has its first records: without a linger it is sealed, unless its topic has one on the way already.
@@ -251,7 +254,7 @@ class Sender:
                     self.line.join(turn)
                     topic.pinned += 1
                     self.fast_lane.reserved += turn.need
-                    self._arena.memory.store_u64(at.ROOM_WANTED_AT, self._accumulator.slabs_worth_a_call)
+                    self._arena.memory.store_u64(at.ROOM_WANTED_AT, self._pressure.slabs_worth_a_call)
                     self._arena.memory.add_u64(at.COORDINATOR_COUNTERS_AT + 8 * 3, 1)
                     self._arena.memory.fence()
                     continue
@@ -280,9 +283,9 @@ class Sender:
                 self._describe_full(topic) if held_back < 0 else self._describe_share(topic, held_back)
             )
         if turn.held_back < 0:
-            self._accumulator.relieve_pressure()
+            self._pressure.relieve()
         else:
-            self._accumulator.relieve_leader(turn.held_back)
+            self._pressure.relieve_leader(turn.held_back)
         self.line.wait(turn, min(remaining, _LOOK_AGAIN_S))
         self.check_usable()
 

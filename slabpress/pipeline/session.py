@@ -20,6 +20,7 @@ from slabpress.observe.statistics import MemoryFigure, RecordCounts, Statistics,
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import DoneCallback, Watch
 from slabpress.pipeline.intake import Intake
+from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.topics import TopicRegistry
 from slabpress.plan import MemoryPlan
@@ -73,9 +74,10 @@ class Session:
             self._splits = Splits(self.arena)
             self._topics = TopicRegistry(TopicTable(self.arena), rng)
             self.accumulator = Accumulator(self.arena, plan, config.linger_ms * 1_000_000, control, self.watch, rng)
-            self.sender = Sender(config, plan, self.arena, control, self.lock, self.accumulator, self._topics)
+            pressure = Pressure(self.arena, self.accumulator)
+            self.sender = Sender(config, plan, self.arena, control, self.lock, self.accumulator, pressure, self._topics)
             self._intake = Intake(
-                self.arena, control, self.lock, self.accumulator, self.sender.line, self.watch, on_delivery
+                self.arena, control, self.lock, self.accumulator, pressure, self.sender.line, self.watch, on_delivery
             )
         except BaseException:
             self.arena.close()

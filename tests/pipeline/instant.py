@@ -19,9 +19,10 @@ from slabpress._native import Mutex
 from slabpress.config import Config
 from slabpress.errors import SlabpressError
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import DeliveryHandle, DoneCallback, ManyDelivery, Watch
+from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback, ManyDelivery, Watch
 from slabpress.pipeline.coordinator import Coordinator
 from slabpress.pipeline.many import send_many
+from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.session import Session
 from slabpress.pipeline.topics import Topic, TopicRegistry
@@ -303,8 +304,16 @@ class Parts:
             self.watch,
             random.Random(2),
         )
+        self.pressure = Pressure(self.arena, self.accumulator)
         self.sender = Sender(
-            self.config, self.plan, self.arena, self.control, self.lock, self.accumulator, self.registry
+            self.config,
+            self.plan,
+            self.arena,
+            self.control,
+            self.lock,
+            self.accumulator,
+            self.pressure,
+            self.registry,
         )
         self.pipeline = InstantPipeline(self.arena, self.control, {})
 
@@ -342,3 +351,12 @@ def parts(**settings: Any) -> Iterator[Parts]:
     finally:
         made.arena.close()
         made.control.close()
+
+
+def open_with_a_record(rig: Parts, topic: Topic, partition: int, now_ns: int = 0, size: int = 1) -> Batch:
+    """Open a batch with one record of about ``size`` bytes."""
+    index = rig.registry.partition_index(topic, partition)
+    batch = rig.accumulator.open_batch(topic, partition, index, now_ns)
+    assert batch is not None
+    assert rig.accumulator.writer.append(batch, None, b"x" * size, None, 0) > 0
+    return batch

@@ -21,30 +21,20 @@ from slabpress.shm.states import (
     READY,
     REPORTING,
     SEALED,
-    SLAB_COMPRESSING,
     SLAB_OPEN,
     SLAB_READY,
     SLAB_SEALED,
 )
-from tests.pipeline.instant import Parts, parts
+from tests.pipeline.instant import Parts, open_with_a_record, parts
 
 MS = 1_000_000
-
-
-def _open(rig: Parts, topic: Topic, partition: int, now_ns: int = 0, size: int = 1) -> Batch:
-    """Open a batch with one record of about ``size`` bytes."""
-    index = rig.registry.partition_index(topic, partition)
-    batch = rig.accumulator.open_batch(topic, partition, index, now_ns)
-    assert batch is not None
-    assert rig.accumulator.writer.append(batch, None, b"x" * size, None, 0) > 0
-    return batch
 
 
 def test_a_batch_lingers_from_its_opening_and_not_from_its_last_record() -> None:
     with parts(linger_ms=5) as rig:
         topic = rig.topic("t", 3)
         assert rig.accumulator.next_linger_ns() is None
-        first, second = _open(rig, topic, 0, 10 * MS), _open(rig, topic, 1, 12 * MS)
+        first, second = open_with_a_record(rig, topic, 0, 10 * MS), open_with_a_record(rig, topic, 1, 12 * MS)
         assert rig.accumulator.next_linger_ns() == 15 * MS
         rig.accumulator.writer.append(first, None, b"later", None, 0)
         rig.accumulator.seal_lingering(15 * MS - 1)
@@ -61,8 +51,8 @@ def test_a_batch_lingers_from_its_opening_and_not_from_its_last_record() -> None
 def _held_behind_two(rig: Parts, topic: Topic) -> Batch:
     """A batch that has lingered while two of its partition are on their way."""
     for _ in range(2):
-        rig.accumulator.seal(_open(rig, topic, 0))
-    held = _open(rig, topic, 0, 0)
+        rig.accumulator.seal(open_with_a_record(rig, topic, 0))
+    held = open_with_a_record(rig, topic, 0, 0)
     rig.accumulator.seal_lingering(1000 * MS)
     return held
 
@@ -70,7 +60,7 @@ def _held_behind_two(rig: Parts, topic: Topic) -> Batch:
 def test_a_batch_that_has_lingered_waits_while_enough_of_its_partition_is_on_its_way() -> None:
     with parts(linger_ms=5) as rig:
         topic = rig.topic("t", 2)
-        held, free = _held_behind_two(rig, topic), _open(rig, topic, 1, 0)
+        held, free = _held_behind_two(rig, topic), open_with_a_record(rig, topic, 1, 0)
         rig.accumulator.seal_lingering(1000 * MS)
         assert topic.open == [held, None], "the other partition's batch does not wait"
         assert rig.sealed()[-1] == free.descriptor
@@ -83,13 +73,16 @@ def test_a_batch_that_has_lingered_waits_while_enough_of_its_partition_is_on_its
         assert rig.sealed()[-1] == held.descriptor
 
 
-@pytest.mark.parametrize("how", ["seal_all", "relieve_pressure"])
-def test_a_batch_that_waits_behind_others_is_flushed_and_sealed_under_pressure(how: str) -> None:
+@pytest.mark.parametrize("how", ["flushed", "under pressure"])
+def test_a_batch_that_waits_behind_others_is_sealed_when(how: str) -> None:
     with parts(linger_ms=5) as rig:
         topic = rig.topic("t", 2)
         held = _held_behind_two(rig, topic)
         assert list(topic.open) == [held, None]
-        getattr(rig.accumulator, how)()
+        if how == "flushed":
+            rig.accumulator.seal_all()
+        else:
+            rig.pressure.relieve()
         assert list(topic.open) == [None, None]
         assert rig.sealed()[-1] == held.descriptor
 
@@ -97,9 +90,9 @@ def test_a_batch_that_waits_behind_others_is_flushed_and_sealed_under_pressure(h
 def test_a_batch_that_is_opened_again_lingers_anew() -> None:
     with parts(linger_ms=5) as rig:
         topic = rig.topic("t", 2)
-        first, other = _open(rig, topic, 0, 0), _open(rig, topic, 1, 1 * MS)
+        first, other = open_with_a_record(rig, topic, 0, 0), open_with_a_record(rig, topic, 1, 1 * MS)
         rig.accumulator.seal(first)
-        _open(rig, topic, 0, 2 * MS)
+        open_with_a_record(rig, topic, 0, 2 * MS)
         assert rig.accumulator.next_linger_ns() == 6 * MS
         rig.accumulator.seal_lingering(6 * MS)
         assert rig.sealed() == [first.descriptor, other.descriptor]
@@ -108,7 +101,7 @@ def test_a_batch_that_is_opened_again_lingers_anew() -> None:
 def test_sealing_gives_a_place_in_the_order_and_everything_that_comes_next_needs() -> None:
     with parts() as rig:
         topic = rig.topic("t", 3)
-        batches = [_open(rig, topic, partition, size=1500) for partition in range(3)]
+        batches = [open_with_a_record(rig, topic, partition, size=1500) for partition in range(3)]
         states = [rig.arena.slab_states.load(slab) for slab in rig.arena.slabs.chain(batches[0].first_slab)]
         assert states == [SLAB_OPEN, SLAB_OPEN]
         for batch in (batches[2], batches[0], batches[1]):
@@ -138,7 +131,7 @@ def test_sealing_wakes_who_sleeps_and_is_next() -> None:
         slot, other = (NETWORK, FIRST_WORKER) if rig.arena.is_direct else (FIRST_WORKER, NETWORK)
         for each in (slot, other):
             rig.control.lie_down(each)
-        rig.accumulator.seal(_open(rig, rig.topic("t", 1), 0))
+        rig.accumulator.seal(open_with_a_record(rig, rig.topic("t", 1), 0))
         bells = [rig.control.bells[each].fileno() for each in (slot, other)]
         assert rig.control.bells[COORDINATOR].wait(0, bells) == bells[:1]
 
@@ -149,13 +142,13 @@ def test_sealing_wakes_no_worker_while_one_has_promised_to_be_back_soon() -> Non
         bell = rig.control.bells[FIRST_WORKER].fileno()
         topic = rig.topic("t", 1)
         rig.arena.promises.promise(1, 1)
-        rig.accumulator.seal(_open(rig, topic, 0))
+        rig.accumulator.seal(open_with_a_record(rig, topic, 0))
         assert rig.control.bells[COORDINATOR].wait(0, [bell]) == []
         rig.arena.memory.store_u64(at.SEAL_HEAD_AT, 1)  # it was admitted to that one
-        rig.accumulator.seal(_open(rig, topic, 0))
+        rig.accumulator.seal(open_with_a_record(rig, topic, 0))
         assert rig.control.bells[COORDINATOR].wait(0, [bell]) == [bell]
         rig.control.bells[FIRST_WORKER].drain()
-        rig.accumulator.seal(_open(rig, topic, 0))  # behind one that waits
+        rig.accumulator.seal(open_with_a_record(rig, topic, 0))  # behind one that waits
         assert rig.control.bells[COORDINATOR].wait(0, [bell]) == []
 
 
@@ -177,7 +170,7 @@ def test_no_descriptor_free_means_no_batch() -> None:
         topic = rig.topic("t", 1)
         for descriptor in range(1, rig.arena.geometry.batch_count):
             rig.arena.batch_states.store(descriptor, DONE)
-        batch = _open(rig, topic, 0)
+        batch = open_with_a_record(rig, topic, 0)
         assert batch.descriptor == 0
         topic.open[0] = None
         assert rig.accumulator.open_batch(topic, 0, 0, 0) is None
@@ -187,47 +180,13 @@ def test_no_descriptor_free_means_no_batch() -> None:
         assert again.descriptor == 7
 
 
-def _fill(rig: Parts, count: int, sizes: list[int]) -> list[Batch]:
-    topic = rig.topic("t", count)
-    return [_open(rig, topic, partition, partition, size) for partition, size in enumerate(sizes)]
-
-
-def test_pressure_seals_the_fullest_batches_first() -> None:
-    with parts(max_topic_partitions=64) as rig:
-        batches = _fill(rig, 9, [10, 900, 20, 30, 800, 40, 50, 60, 70])
-        rig.accumulator.relieve_pressure()
-        assert rig.sealed() == [batches[1].descriptor], "an eighth of nine, at least one"
-        rig.accumulator.relieve_pressure()
-        assert rig.sealed() == [batches[1].descriptor, batches[4].descriptor]
-
-
-def test_pressure_seals_an_eighth_at_a_time() -> None:
-    with parts(max_topic_partitions=64) as rig:
-        batches = _fill(rig, 16, list(range(100, 900, 50)))
-        rig.accumulator.relieve_pressure()
-        assert rig.sealed() == [batches[15].descriptor, batches[14].descriptor]
-
-
-@pytest.mark.parametrize("state", [SLAB_SEALED, SLAB_COMPRESSING | 3 << 8])
-def test_pressure_seals_nothing_while_enough_is_on_its_way_to_a_worker(state: int) -> None:
-    with parts(compression_type="lz4") as rig:
-        _fill(rig, 2, [10, 20])
-        quarter = rig.arena.geometry.slab_count // 4
-        first = rig.arena.slabs.claim(quarter + 1, state)
-        rig.accumulator.relieve_pressure()
-        assert rig.sealed() == []
-        rig.arena.slabs.trim(first, quarter)
-        rig.accumulator.relieve_pressure()
-        assert len(rig.sealed()) == 1
-
-
 def test_keyless_records_move_to_another_partition_when_their_batch_is_sealed() -> None:
     with parts(max_topic_partitions=64) as rig:
         topic = rig.topic("t", 4)
         seen = set()
         for _ in range(60):
             before = topic.sticky
-            rig.accumulator.seal(_open(rig, topic, before))
+            rig.accumulator.seal(open_with_a_record(rig, topic, before))
             assert topic.sticky != before
             seen.add(topic.sticky)
             if rig.arena.slabs.count_free() < 2:
@@ -243,7 +202,7 @@ def test_keyless_records_stay_while_another_partitions_batch_is_sealed() -> None
         topic = rig.topic("t", 4)
         other = (topic.sticky + 1) % 4
         before = topic.sticky
-        rig.accumulator.seal(_open(rig, topic, other))
+        rig.accumulator.seal(open_with_a_record(rig, topic, other))
         assert topic.sticky == before
 
 
@@ -257,7 +216,7 @@ def test_a_topic_of_one_partition_has_nowhere_else_to_stick() -> None:
 def test_done_batches_are_taken_once_and_their_descriptors_kept_until_released() -> None:
     with parts() as rig:
         topic = rig.topic("t", 2)
-        first, second = _open(rig, topic, 0), _open(rig, topic, 1)
+        first, second = open_with_a_record(rig, topic, 0), open_with_a_record(rig, topic, 1)
         rig.accumulator.seal_all()
         assert rig.accumulator.unfinished() == [first, second]
         rig.arena.batch_states.store(second.descriptor, DONE)
@@ -270,60 +229,10 @@ def test_done_batches_are_taken_once_and_their_descriptors_kept_until_released()
         assert rig.accumulator.unfinished() == [first]
 
 
-def test_while_much_is_on_its_way_little_room_is_not_worth_a_call() -> None:
-    with parts() as rig:
-        worth = rig.accumulator.slabs_worth_a_call
-        assert worth == rig.arena.geometry.slab_count // 16 == 1 or worth > 1
-        topic = rig.topic("t", 1)
-        assert not rig.accumulator.is_more_room_coming(), "there is room"
-        while rig.arena.slabs.count_free():
-            rig.accumulator.seal(_open(rig, topic, 0, size=900))
-        assert rig.accumulator.is_more_room_coming()
-        while rig.arena.slabs.count_free() < worth:
-            assert rig.pipeline.deliver_one() is not None
-        assert not rig.accumulator.is_more_room_coming()
-
-
-def test_little_room_is_worth_a_call_where_no_more_is_coming() -> None:
-    with parts() as rig:
-        _open(rig, rig.topic("t", 1), 0, size=900)
-        rig.arena.slabs.claim(rig.arena.slabs.count_free(), SLAB_OPEN)
-        assert rig.arena.slabs.count_free() == 0
-        assert not rig.accumulator.is_more_room_coming(), "all of it is in open batches, which somebody has to seal"
-
-
-def test_pressure_seals_nothing_while_enough_waits_to_be_sent() -> None:
-    with parts(compression_type="none") as rig:
-        topic = rig.topic("t", 4)
-        half = rig.arena.geometry.slab_count // 2
-        for partition, slabs in enumerate((half - 3, 4)):
-            rig.accumulator.seal(_open(rig, topic, partition, size=1024 * slabs - 100))
-        batch = _open(rig, topic, 2)
-        rig.accumulator.relieve_pressure()
-        assert len(rig.sealed()) == 2
-        assert rig.pipeline.deliver_one() is not None
-        rig.accumulator.relieve_pressure()
-        assert rig.sealed()[2:] == [batch.descriptor]
-
-
-def test_slabs_that_wait_for_a_leader_with_its_share_are_on_their_way_nowhere() -> None:
-    with parts(compression_type="none") as rig:
-        topic = rig.topic("t", 2)
-        for partition in range(2):
-            rig.table.set_leader(rig.registry.partition_index(topic, partition), partition)
-        rig.arena.memory.store_u32(at.BROKERS_AT, 2)
-        batch = _open(rig, topic, 1)
-        while not rig.accumulator.has_share(topic.partition_indices[0]):
-            rig.accumulator.seal(_open(rig, topic, 0, size=1800))
-        sealed = len(rig.sealed())
-        rig.accumulator.relieve_pressure()
-        assert rig.sealed()[sealed:] == [batch.descriptor]
-
-
 def test_unfinished_batches_come_in_seal_order_and_open_ones_last() -> None:
     with parts() as rig:
         topic = rig.topic("t", 4)
-        batches = [_open(rig, topic, partition) for partition in range(4)]
+        batches = [open_with_a_record(rig, topic, partition) for partition in range(4)]
         rig.accumulator.seal(batches[3])
         rig.accumulator.seal(batches[1])
         assert rig.accumulator.unfinished()[:2] == [batches[3], batches[1]]
@@ -340,7 +249,7 @@ def test_slabs_and_descriptors_are_conserved_and_order_is_kept(steps: list[tuple
             now += MS
             batch = topic.open[partition]
             if what == "o" and batch is None and rig.arena.slabs.count_free() > 1:
-                _open(rig, topic, partition, now, size)
+                open_with_a_record(rig, topic, partition, now, size)
             elif what == "s" and batch is not None:
                 rig.accumulator.seal(batch)
             elif what == "a":

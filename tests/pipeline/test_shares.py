@@ -47,7 +47,7 @@ def _fill(rig: Rig, partition: int) -> int:
     sent = 0
     known = rig.session._topics.known["t"]
     index = known.partition_indices[partition]
-    while not rig.session.accumulator.has_share(index):
+    while not rig.session.sender._pressure.has_share(index):
         rig.send("t", VALUE, partition=partition)
         sent += 1
     return sent
