@@ -87,7 +87,7 @@ cdef class AnswerReader:
                 if tag == CURRENT_LEADER:
                     leader = self.number(4)
                     epoch = self.number(4)
-                self.at = end
+                self.end_tag(end)
         return topic, partition, error, offset, append_time_ms, record_errors, message, leader, epoch
 
     cdef int read_endpoints(self, list brokers) except -1:
@@ -107,7 +107,7 @@ cdef class AnswerReader:
                 brokers.append((node, host, self.number(4)))
                 self.text()  # its rack
                 self.pass_tags()
-            self.at = end
+            self.end_tag(end)
         return 0
 
     cdef int skip(self, Py_ssize_t octets) except -1:
@@ -162,6 +162,13 @@ cdef class AnswerReader:
         if size > self.size - self.at:
             raise ValueError(f"a tagged field of {size} bytes, {self.size - self.at} are left")
         return self.at + size
+
+    cdef int end_tag(self, Py_ssize_t end) except -1:
+        """Go to a tagged field's end. Never back: many fields could each have all that follows them read as their own."""
+        if self.at > end:
+            raise ValueError(f"a tagged field is {self.at - end} bytes longer than it says")
+        self.at = end
+        return 0
 
     cdef int pass_tags(self) except -1:
         """Pass over a set of tagged fields (KIP-482)."""

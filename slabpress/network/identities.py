@@ -71,19 +71,21 @@ class Identities:
                     waiting.append((number, asking))
         return waiting
 
-    def turn(self, now: int) -> None:
-        """Ask for what is due, where a broker can be asked."""
+    def turn(self, now: int) -> bool:
+        """Ask for what is due, where a broker can be asked; whether what may be sent is to be failed now."""
+        refused = False
         for number, asking in self._waiting():
             if now < asking.not_before_ns:
                 continue
             broker = self._brokers.for_metadata(now)
             if broker is None or broker.connection is None:
-                return  # whoever wants metadata connects
+                break  # whoever wants metadata connects
             broker.asked_at_ns = now
             version = broker.connection.versions.get(INIT_PRODUCER_ID)
             if version is None:
                 remedy = f"use Kafka 0.11 or newer: {broker} has no InitProducerId"
                 self._refused(number, asking, _UNSUPPORTED_VERSION, remedy, now)
+                refused = True
                 continue
             connection = broker.connection
             correlation_id = connection.next_id()
@@ -91,6 +93,7 @@ class Identities:
             connection.send(request, correlation_id, INIT_PRODUCER_ID, version, IdentityContext(number), now)
             asking.in_flight = True
             broker.flush(now)
+        return refused
 
     def any_waiting(self) -> bool:
         """Whether ``turn`` has something to do once it can."""

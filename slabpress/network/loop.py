@@ -229,6 +229,8 @@ class Loop:
 
     def _timeout_s(self, now: int) -> float | None:
         """How long nothing happens by itself."""
+        if self.queues.expired:  # what a broker gave back in this turn, after the expired were reported
+            return 0.0
         time = min(self._upkeep.due_ns, self.queues.next_ns)
         # A time that is just now has not been acted on if it was set after that was looked at: come back soon.
         return None if time >= NEVER_NS else max(time - now, NS_PER_MS) / _NS_PER_S

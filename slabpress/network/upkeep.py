@@ -69,14 +69,15 @@ class Upkeep:
     def turn(self, now: int) -> None:
         """Do what is due, and find out when to look again."""
         self._refresher.turn(now)
-        self._identities.turn(now)
+        refused = self._identities.turn(now)
         self._write_report()
         if self._refresher.answered_topics:
             self._refresher.answered_topics = 0
             self._control.wake(COORDINATOR)
         if self._departures:
             self._departures.go_on()
-        self.due_ns = self._next_due_ns(now)
+        # What was sent before this turn's refusal was known fails in the next one: no response comes to begin it.
+        self.due_ns = now if refused else self._next_due_ns(now)
         # What could not be done yet is tried again whenever something has happened.
         waits_for_metadata = self._refresher.schedule.is_due(now)
         self.restless = waits_for_metadata or self._identities.any_waiting() or bool(self._departures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.network.fake_broker import INIT_PRODUCER_ID, PRODUCE, FakeBroker, PartitionAnswer
@@ -113,6 +115,19 @@ def test_a_broker_without_producer_ids_says_so() -> None:
         fake.versions[INIT_PRODUCER_ID] = (0, 5)
         fake.cut()
         rig.until(lambda: rig.result(rig.send("t", 0, b"y")).code == 0, "the upgrade is noticed")
+
+
+def test_a_batch_that_comes_long_after_a_refusal_is_refused_as_well() -> None:
+    """No request is sent for it, so no response comes to begin the turn that fails it."""
+    delivery = {**IDEMPOTENT, "delivery_timeout_ms": 3_600_000}
+    with (
+        FakeBroker({"t": 1}, versions={INIT_PRODUCER_ID: (0, -1)}) as fake,
+        Rig(fake.address, delivery=delivery) as rig,
+    ):
+        rig.know("t")
+        for value in (b"x", b"y", b"z"):
+            assert rig.result(rig.send("t", 0, value)).code == UNSUPPORTED_VERSION
+            time.sleep(0.5)  # not a wait for a state: the time of a refusal must have passed
 
 
 def test_what_waits_for_an_id_says_so_when_its_time_is_over(fake: FakeBroker) -> None:

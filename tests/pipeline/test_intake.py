@@ -284,6 +284,31 @@ def test_a_callback_that_forks_goes_on_in_the_parent_alone() -> None:
         rig.check_all_free()
 
 
+def test_in_the_child_of_a_callback_that_forks_no_other_callback_runs() -> None:
+    reading, writing = os.pipe()
+    with Rig({"t": 1}, linger_ms=60_000) as rig:
+        _start_callbacks(rig)
+        called: list[int] = []
+
+        def fork(_: DeliveryHandle) -> None:
+            called.append(1)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(int(WATCHDOG_S))
+                called.clear()
+                os.register_at_fork(after_in_child=lambda: os.write(writing, b"f"))  # it shall not fork again
+                return
+            os.waitpid(child, 0)
+
+        for _ in range(4):
+            rig.send("t", b"v", on_delivery=fork)
+        rig.flush()
+        assert len(called) == 4, "one batch of four records"
+        os.close(writing)
+        assert os.read(reading, 100) == b""
+        os.close(reading)
+
+
 def test_a_forked_child_that_asks_a_delivered_handle_for_a_callback_starts_no_thread() -> None:
     with Rig({"t": 1}) as rig:
         handle = rig.send("t", b"v")
