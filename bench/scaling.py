@@ -1,10 +1,12 @@
 """How near the pipeline comes to its codec alone: ``python -m bench.scaling [--quick] [--json FILE]``.
 
 First the whole pipeline, fed by one thread as fast as it takes records. Then, in the same round, the codec alone: as
-many processes as there were workers compress the same batches with the same calls, and beside them processes that use
-as much CPU as all the rest of the pipeline did (the job, the network process, the broker), in slices of a millisecond,
-because it has to run somewhere. Once more without that load, which no pipeline on the same cores can reach. And CPU for
-CPU: what a gigabyte costs a codec process, over what it costs a worker; that does not depend on who else runs.
+many processes as there were workers compress the same batches with the same calls. Beside them runs a load: for each
+other process of the pipeline (the job, the network process, the broker) one that uses as much CPU as that did, in
+slices of a millisecond, because it has to run somewhere. One process for them all would not come to it: beside codecs
+that never rest it gets its fair share of the cores and no more; what the load got is in the table. Once more without
+that load, which no pipeline on the same cores can reach. And CPU for CPU: what a gigabyte costs a codec process, over
+what it costs a worker; that does not depend on who else runs.
 
 Then how throughput grows with the arena and with the number of topic-partitions.
 """
@@ -14,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -59,14 +60,6 @@ def growth_cases(cores: int) -> list[Case]:
     return arenas + [Case(USUAL_CODEC, cores, partitions=count) for count in PARTITIONS]
 
 
-def split_load(cores: float) -> list[float]:
-    """The duty of each process that makes a load of so many cores: as few processes as can, all alike."""
-    if cores <= 0:
-        return []
-    count = math.ceil(cores)
-    return [cores / count] * count
-
-
 def efficiency(run: dict[str, float], loaded: list[dict[str, float]], free: list[dict[str, float]]) -> dict[str, float]:
     """What the pipeline reached of its codec: beside the load, without it, and CPU for CPU."""
     with_load, without = (sum(one["bytes_per_s"] for one in runs) for runs in (loaded, free))
@@ -76,6 +69,7 @@ def efficiency(run: dict[str, float], loaded: list[dict[str, float]], free: list
         "of_codec_free": run["bytes_per_s"] / without,
         "of_codec_cpu": codec_cpu / run["worker_cpu_s_per_gb"],
         "codec_bytes_per_s": with_load,
+        "codec_cores": with_load * codec_cpu / 1e9,
     }
 
 
@@ -83,12 +77,12 @@ def _topic(partitions: int) -> str:
     return f"bench-{partitions}"
 
 
-def _run_side(job: Job) -> dict[str, float]:
+def _run_side(job: Job) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.scaling_side", json.dumps(job._asdict())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{job} failed:\n{done.stderr[-2000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
@@ -103,11 +97,11 @@ def _part(role: str, fields: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def run_alone(job: Job, load_cores: float) -> list[dict[str, float]]:
-    """The codec alone, in as many processes as the job has workers, beside a load; what each of them did."""
+def run_alone(job: Job, duties: list[float]) -> tuple[list[dict[str, float]], float]:
+    """The codec alone, in as many processes as the job has workers, beside a load: what each did, and the load got."""
     with contextlib.ExitStack() as steps:
         codecs = [steps.enter_context(_part("codec", job._asdict())) for _ in range(job.workers)]
-        shares = [Load(duty, job.seconds)._asdict() for duty in split_load(load_cores)]
+        shares = [Load(duty, job.seconds)._asdict() for duty in duties]
         parts = codecs + [steps.enter_context(_part("load", share)) for share in shares]
         for part in parts:
             if part.stdout is None or part.stdout.readline() != "ready\n":
@@ -116,7 +110,8 @@ def run_alone(job: Job, load_cores: float) -> list[dict[str, float]]:
             assert part.stdin is not None  # noqa: S101 - it was asked for
             part.stdin.write("go\n")
             part.stdin.flush()
-        return [json.loads(codec.communicate(timeout=DEADLINE_S)[0].splitlines()[-1]) for codec in codecs]
+        ends = [json.loads(part.communicate(timeout=DEADLINE_S)[0].splitlines()[-1]) for part in parts]
+        return ends[: job.workers], sum(load["cores"] for load in ends[job.workers :])
 
 
 def measure(cases: list[Case], options: argparse.Namespace, *, beside_codec: bool) -> list[dict[str, Any]]:
@@ -129,11 +124,12 @@ def measure(cases: list[Case], options: argparse.Namespace, *, beside_codec: boo
             for case in cases:
                 job = Job(*case, options.seconds, servers, _topic(case.partitions), pids)
                 figures = _run_side(job)
+                duties = figures.pop("other_duties")
                 if beside_codec:
-                    # A batch size of 0 is the default for the arena: the codec gets what the pipeline's workers got.
-                    alone = job._replace(batch_bytes=job.batch_bytes or 256 << 10)
-                    loaded, free = run_alone(alone, figures["other_cores"]), run_alone(alone, 0.0)
-                    figures |= efficiency(figures, loaded, free)
+                    alone = job._replace(batch_bytes=int(figures["batch_bytes"]))  # as the pipeline's workers got them
+                    loaded, load_cores = run_alone(alone, duties)
+                    free, _ = run_alone(alone, [])
+                    figures |= efficiency(figures, loaded, free) | {"load_cores": load_cores}
                 samples[case].append(figures)
     return [
         case._asdict() | {name: spread([run[name] for run in runs]) for name in runs[0]}
@@ -145,7 +141,7 @@ def efficiency_table(rows: list[dict[str, Any]]) -> str:
     """The figures for people: medians, beside the efficiency the least and the most of the rounds."""
     head = (
         f"{'codec':7} {'workers':>7} {'batch':>6} {'MB/s':>6} {'codec':>6} {'ratio':>6} {'(min-max)':>11} "
-        f"{'unloaded':>8} {'by CPU':>6} {'(min-max)':>11} {'others':>6}"
+        f"{'unloaded':>8} {'by CPU':>6} {'(min-max)':>11} {'others':>6} {'load':>6}"
     )
     texts = [head]
     for row in rows:
@@ -154,7 +150,8 @@ def efficiency_table(rows: list[dict[str, Any]]) -> str:
             f"{row['codec']:7} {row['workers']:7} {row['sealed_bytes']['median'] / 1024:5.0f}K "
             f"{row['bytes_per_s']['median'] / 1e6:6.0f} {row['codec_bytes_per_s']['median'] / 1e6:6.0f} "
             f"{ratio['median']:6.2f} {_bounds(ratio):>11} {row['of_codec_free']['median']:8.2f} "
-            f"{by_cpu['median']:6.2f} {_bounds(by_cpu):>11} {row['other_cores']['median']:6.2f}"
+            f"{by_cpu['median']:6.2f} {_bounds(by_cpu):>11} {row['other_cores']['median']:6.2f} "
+            f"{row['load_cores']['median']:6.2f}"
         )
     return "\n".join(texts)
 
@@ -194,7 +191,8 @@ def main() -> None:
     if "codec" in options.parts:
         result["codec"] = measure(efficiency_cases(options.codecs, cores), options, beside_codec=True)
         print("ratio: uncompressed MB/s over those of the codec alone beside a load like the rest of the pipeline's")
-        print("('others', in cores); unloaded: without that load; by CPU: codec's CPU a byte over the workers'")
+        print("('others', in cores, and what that 'load' got); unloaded: without that load;")
+        print("by CPU: codec's CPU a byte over the workers'")
         print(efficiency_table(result["codec"]))
     if "growth" in options.parts:
         result["growth"] = measure(growth_cases(cores), options, beside_codec=False)

@@ -55,7 +55,7 @@ class Moment(NamedTuple):
     batches: int
     raw_bytes: int
     workers_cpu_s: float
-    others_cpu_s: float
+    others_cpu_s: list[float]
 
     @classmethod
     def of(cls, producer: Any, workers: list[psutil.Process], others: list[psutil.Process]) -> Moment:
@@ -65,17 +65,17 @@ class Moment(NamedTuple):
             time.perf_counter(),
             sum(worker["batches"] for worker in counted),
             sum(worker["raw_bytes"] for worker in counted),
-            _cpu_s(workers),
-            _cpu_s(others),
+            sum(map(_cpu_s, workers)),
+            list(map(_cpu_s, others)),
         )
 
 
-def _cpu_s(processes: list[psutil.Process]) -> float:
-    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
+def _cpu_s(process: psutil.Process) -> float:
+    return float(sum(process.cpu_times()[:2]))
 
 
-def run(job: Job) -> dict[str, float]:
-    """Send for a while; what went through in the middle of it."""
+def run(job: Job) -> dict[str, Any]:
+    """Send for a while; what went through in the middle of it. ``other_duties`` has the cores of each other process."""
     from slabpress import Producer
 
     lines = json_lines(_DISTINCT)
@@ -104,14 +104,18 @@ def run(job: Job) -> dict[str, float]:
         finally:
             over.set()
             feeder.join()
+        batch_bytes = producer.plan.batch_bytes
     took = last.at_s - first.at_s
     batches = last.batches - first.batches
+    duties = [(after - before) / took for before, after in zip(first.others_cpu_s, last.others_cpu_s, strict=True)]
     return {
+        "batch_bytes": batch_bytes,
         "bytes_per_s": (last.raw_bytes - first.raw_bytes) / took,
         "sealed_bytes": (last.raw_bytes - first.raw_bytes) / max(1, batches),
         "worker_cpu_s_per_gb": (last.workers_cpu_s - first.workers_cpu_s) / (last.raw_bytes - first.raw_bytes) * 1e9,
         "worker_cores": (last.workers_cpu_s - first.workers_cpu_s) / took,
-        "other_cores": (last.others_cpu_s - first.others_cpu_s) / took,
+        "other_cores": sum(duties),
+        "other_duties": duties,
     }
 
 

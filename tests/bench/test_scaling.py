@@ -6,15 +6,16 @@ import pytest
 
 from bench.interference import compare
 from bench.interference_side import split_cpus
-from bench.scaling import efficiency, efficiency_cases, split_load
+from bench.scaling import efficiency, efficiency_cases, run_alone
 from bench.scaling_alone import batches_of
+from bench.scaling_side import Job
 
 
-def test_a_load_is_split_evenly_over_as_few_processes_as_can_make_it() -> None:
-    assert split_load(0.0) == []
-    assert split_load(0.75) == [0.75]
-    assert split_load(1.0) == [1.0]
-    assert split_load(1.5) == [0.75, 0.75]
+def test_the_codec_alone_runs_beside_a_process_for_each_that_the_pipeline_had() -> None:
+    job = Job("lz4", 2, 16 << 10, 64 << 20, 4, 0.2, "nowhere:9092", "bench", [])
+    codecs, load_cores = run_alone(job, [0.2, 0.05, 0.1])
+    assert [sorted(codec) for codec in codecs] == [["bytes_per_s", "cpu_s_per_gb"]] * 2
+    assert load_cores > 0
 
 
 def test_efficiency_is_of_all_codec_processes_together_and_by_cpu_of_one_byte() -> None:
@@ -22,7 +23,15 @@ def test_efficiency_is_of_all_codec_processes_together_and_by_cpu_of_one_byte() 
     loaded = [{"bytes_per_s": 60.0, "cpu_s_per_gb": 2.5}, {"bytes_per_s": 40.0, "cpu_s_per_gb": 3.5}]
     free = [{"bytes_per_s": 75.0, "cpu_s_per_gb": 3.0}, {"bytes_per_s": 75.0, "cpu_s_per_gb": 3.0}]
     found = efficiency(run, loaded, free)
-    assert found == {"of_codec": 0.9, "of_codec_free": 0.6, "of_codec_cpu": 0.75, "codec_bytes_per_s": 100.0}
+    assert found == pytest.approx(
+        {
+            "of_codec": 0.9,
+            "of_codec_free": 0.6,
+            "of_codec_cpu": 0.75,
+            "codec_bytes_per_s": 100.0,
+            "codec_cores": 0.3e-6,
+        }
+    )
 
 
 def test_every_codec_is_measured_with_one_to_all_workers() -> None:
