@@ -124,7 +124,7 @@ def _library(codec: str) -> Callable[[bytes], object]:
     from cramjam import snappy
     from zlib_ng import zlib_ng
 
-    from slabpress.workers.codecs import zstd_parameters
+    from slabpress.workers.zstd_levels import zstd_parameters
 
     if codec == "gzip":
         return lambda data: zlib_ng.compress(data, 5, 31)

@@ -7,19 +7,14 @@ Each says "ready", and begins when it is told to by a line on its standard input
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
 from typing import Any, Final, NamedTuple
 
-from bench.append import PARTITIONS, TOPIC
-from bench.childless import ChildlessProducer
 from bench.data import RECORD_BYTES, json_lines
 from bench.scaling_side import Job, codec_settings
-from slabpress.errors import FlushTimeoutError
-from slabpress.shm.descriptors import Descriptors
-from slabpress.shm.states import SEALED
+from bench.sealed import sealed_batches
 from slabpress.workers.codecs import make_codec
 
 _BYTES: Final = 16 << 20  # more than the caches hold, as an arena's slabs are
@@ -34,20 +29,8 @@ class Load(NamedTuple):
 
 
 def batches_of(batch_bytes: int, codec: str) -> list[bytes]:
-    """Uncompressed batches as slabpress seals them, without a worker to take them."""
-    records = _BYTES // RECORD_BYTES
-    settings = {"batch_size": batch_bytes, **codec_settings(codec), "workers": 1, "linger_ms": 60_000}
-    producer = ChildlessProducer("nowhere:9092", buffer_memory=6 * _BYTES, **settings)
-    try:
-        producer.know_topic(TOPIC, PARTITIONS)
-        producer.send_many(TOPIC, json_lines(records))
-        arena = producer._session.arena
-        descriptors = Descriptors(arena)
-        sealed = [descriptors.sealed(index) for index in arena.batch_states.find_all(SEALED)]
-        return [b"".join(arena.slabs.views(batch.first_slab, batch.raw_bytes)) for batch in sealed]
-    finally:
-        with contextlib.suppress(FlushTimeoutError):  # nobody was to deliver them
-            producer.close(0)
+    """Uncompressed batches of JSON records, as slabpress seals them."""
+    return sealed_batches(json_lines(_BYTES // RECORD_BYTES), _BYTES, batch_size=batch_bytes, **codec_settings(codec))
 
 
 def compress(job: Job) -> dict[str, float]:

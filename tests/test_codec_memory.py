@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from slabpress.codec_memory import LEVELS, level_of, workspace_bytes
-from slabpress.workers.codecs import zstd_parameters
+from slabpress.workers.zstd_levels import zstd_parameters
 
 KIB = 1024
 ROOT = Path(__file__).parents[1]

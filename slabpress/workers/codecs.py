@@ -22,12 +22,9 @@ from slabpress.codec_memory import BLOCK_BYTES, LZ4_FAST_LEVEL, SNAPPY_BLOCK_BOU
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from zstandard import ZstdCompressionParameters
-
 NOT_SMALLER = -1  # the batch is to be sent uncompressed (law 5)
 
 _ZLIB_NG_LEVELS = {-1: 5, 1: 2, 2: 2, 3: 2, 4: 3, 5: 4, 6: 5, 7: 6, 8: 7, 9: 7}
-_ZSTD_LEVELS_OF_RECORDS = (0, 3)  # zstd reads 0 as 3
 # One batch holds at most three at once (the chunker's, the new piece, the last), within the plan's allowance.
 _ZSTD_PIECE_BYTES = 16 * 1024
 
@@ -223,14 +220,16 @@ class ZstdCodec:
     - ``compress`` of a gathered batch: as fast, but needs that on top of a context that is no smaller.
     - cramjam, which makes a context for every batch: 20% slower, 8% for 256 KiB.
 
-    zstd chooses its tables by the level and the size of each batch; see ``zstd_parameters`` for the exception. No
-    level's window is beyond 2**27, which is the most that consumers accept.
+    zstd chooses its tables by the level (``zstd_levels``) and the size of each batch. No level's window is beyond
+    2**27, which is the most that consumers accept.
     """
 
     id = 4
 
     def __init__(self, level: int, scratch_bytes: int) -> None:
         from zstandard import ZstdCompressor
+
+        from slabpress.workers.zstd_levels import zstd_parameters
 
         self._compressor = ZstdCompressor(compression_params=zstd_parameters(level))
         self._largest = scratch_bytes
@@ -249,24 +248,6 @@ class ZstdCodec:
         for chunk in chunks:
             yield from chunker.compress(chunk)
         yield from chunker.finish()  # type: ignore[no-untyped-call]
-
-
-def zstd_parameters(level: int) -> ZstdCompressionParameters:
-    """Returns what a context is given: the level, and for level 3 more.
-
-    Level 3, the default, looks for matches of six bytes and not of four or five, which suits records: keys, names and
-    times repeat, and what is shorter costs about as much as it saves. Its tables have 2**16 and 2**15 entries, which
-    stay in the processor's second-level cache beside much of the batch, and not 2**17 and 2**16. Against the level
-    alone, of 200-byte JSON, JSON of 1,000 bytes, JSON logs with words, and CSV of flights: in 960 KiB 1.07, 1.08, 1.05
-    and 1.08 times as fast, -2, -2, -1 and -1% in size; in 256 KiB 1.18, 1.12, 1.11 and 1.15, -6, -6, -4 and -5%; in 16
-    KiB 1.05, 1.04, 1.03 and 1.26, -3, -4, 0 and -1%. Two tables of 2**15 are as fast, and the flights 1 to 2% larger.
-    """
-    from zstandard import ZstdCompressionParameters
-
-    chosen: dict[str, int] = {}
-    if level in _ZSTD_LEVELS_OF_RECORDS:
-        chosen = {"min_match": 6, "hash_log": 16, "chain_log": 15}
-    return ZstdCompressionParameters(compression_level=level, write_checksum=False, write_content_size=True, **chosen)
 
 
 def _fill(out: Sequence[memoryview], parts: Iterable[bytes | memoryview], raw_bytes: int) -> int:

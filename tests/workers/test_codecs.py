@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from bench.data import json_lines
 from slabpress.codec_memory import BLOCK_BYTES
-from slabpress.workers.codecs import NOT_SMALLER, make_codec, zstd_parameters
+from slabpress.workers.codecs import NOT_SMALLER, make_codec
 from tests.support.reference_batch import (
     Record,
     decode_batch,
@@ -299,13 +299,6 @@ def test_zstd_frames_are_what_consumers_read(level: int | None, length: int) -> 
     assert parameters.window_size <= 1 << 27
     assert not parameters.has_checksum
     assert parameters.dict_id == 0
-
-
-@pytest.mark.parametrize(("level", "expected"), [(3, (6, 16, 15)), (0, (6, 16, 15)), (2, (0, 0, 0)), (4, (0, 0, 0))])
-def test_zstd_has_tables_of_its_own_at_the_default_level_alone(level: int, expected: tuple[int, int, int]) -> None:
-    chosen = zstd_parameters(level)
-    assert chosen.compression_level == (level or 3)  # zstd reads 0 as 3
-    assert (chosen.min_match, chosen.hash_log, chosen.chain_log) == expected  # 0: as the level has it
 
 
 def test_zstd_window_of_the_highest_level_is_bounded() -> None:
