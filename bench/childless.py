@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from slabpress.config import Config
+from slabpress.footprints import process_lines
 from slabpress.pipeline.coordinator import Coordinator
-from slabpress.plan import process_lines
 from slabpress.producer import Producer
 from slabpress.shm import layout as at
 from slabpress.shm.descriptors import Descriptors, Result

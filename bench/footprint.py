@@ -1,7 +1,7 @@
 """What each process takes beside the arena: ``python -m bench.footprint [--json FILE]``.
 
 PSS (each page divided by the processes that share it) of every process of a producer, idle and after load, per
-codec, with the arena's own pages left out: the figures behind the constants in slabpress/plan.py. The first
+codec, with the arena's own pages left out: the figures behind the constants in slabpress/footprints.py. The first
 process of a kind carries what others share with it, so figures of a lone producer are the dearest ones.
 """
 

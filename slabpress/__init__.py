@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slabpress._native import DeliveryHandle
     from slabpress.config import Config
     from slabpress.errors import (
         BootstrapError,
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
         UnsupportedPlatformError,
     )
     from slabpress.observe.statistics import MemoryFigure, Statistics
-    from slabpress.pipeline.batch import Delivery, DeliveryHandle, ManyDelivery
+    from slabpress.pipeline.many_delivery import ManyDelivery
+    from slabpress.pipeline.outcomes import Delivery
     from slabpress.plan import MemoryPlan, PipelinePlan, plan_memory
     from slabpress.processes import Pipeline
     from slabpress.producer import Producer
@@ -49,9 +51,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
-    "Delivery": "pipeline.batch",
-    "DeliveryHandle": "pipeline.batch",
-    "ManyDelivery": "pipeline.batch",
+    "Delivery": "pipeline.outcomes",
+    "DeliveryHandle": "_native",
+    "ManyDelivery": "pipeline.many_delivery",
     "MemoryFigure": "observe.statistics",
     "MemoryPlan": "plan",
     "Pipeline": "processes",

@@ -4,7 +4,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from slabpress.errors import SlabpressError
-from slabpress.pipeline.batch import Batch, Delivery, DoneCallback, Outcome
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.outcomes import Delivery, Outcome
+from slabpress.pipeline.watch import DoneCallback
 from slabpress.records import Headers, Part
 
 NONE: Final[int]

@@ -14,11 +14,12 @@ from typing import Any, Self
 from slabpress.config import MAX_MILLISECONDS, PIPELINE_SETTINGS, Config, check_names
 from slabpress.errors import CallbackFlushError, SlabpressError
 from slabpress.exits import close_at_exit
+from slabpress.footprints import process_lines
 from slabpress.observe.statistics import MemoryFigure
-from slabpress.pipeline.batch import DoneCallback
 from slabpress.pipeline.coordinator import Coordinator
 from slabpress.pipeline.preparations import check_memory, forked_error, roles_of
-from slabpress.plan import PipelinePlan, plan_producer, process_lines, workers_of
+from slabpress.pipeline.watch import DoneCallback
+from slabpress.plan import PipelinePlan, plan_producer, workers_of
 from slabpress.producer import Producer
 
 logger = logging.getLogger("slabpress")

@@ -13,13 +13,15 @@ from slabpress._native import LineSource, Sends
 from slabpress.config import Config
 from slabpress.errors import CallbackFlushError, FlushTimeoutError, SlabpressError
 from slabpress.exits import close_at_exit, open_producers
+from slabpress.footprints import process_lines
 from slabpress.observe.statistics import Statistics
-from slabpress.pipeline.batch import DoneCallback, ManyDelivery
 from slabpress.pipeline.columns import ArrowData, LineBuffer, arrow_source, send_arrow, send_lines
 from slabpress.pipeline.coordinator import Coordinator
 from slabpress.pipeline.many import send_many
+from slabpress.pipeline.many_delivery import ManyDelivery
 from slabpress.pipeline.preparations import check_memory, closed_error, forked_error, roles_of
-from slabpress.plan import MemoryPlan, plan_memory, plan_producer, process_lines, workers_of_one
+from slabpress.pipeline.watch import DoneCallback
+from slabpress.plan import MemoryPlan, plan_memory, plan_producer, workers_of_one
 from slabpress.records import Headers, Part
 
 logger = logging.getLogger("slabpress")

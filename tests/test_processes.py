@@ -19,7 +19,8 @@ import pytest
 
 from slabpress import ConfigError, ForkedError, MemoryShortError, Pipeline, ProcessError, Producer, ProducerClosedError
 from slabpress.config import PIPELINE_SETTINGS, Config
-from slabpress.plan import ARENA, CODEC_LINE, CONTROL, SPLIT_LINE, WORKER, PlanLine, plan_memory
+from slabpress.footprints import ARENA, CODEC_LINE, CONTROL, SPLIT_LINE, WORKER, PlanLine
+from slabpress.plan import plan_memory
 from slabpress.shm.control import CONTROL_BYTES
 
 NOWHERE: Final = "127.0.0.1:1"

@@ -114,7 +114,7 @@ def _send(servers: str, settings: dict[str, Any], topic: str, records: Records, 
 
 
 def _show(source: str, records: Records, sent: Sent) -> None:
-    from slabpress.plan import WORKER, bytes_by_part
+    from slabpress.footprints import WORKER, bytes_by_part
 
     count, octets, seconds, wire = len(records.values), records.octets, sent.seconds, max(1, sent.wire_bytes)
     rows = (

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from slabpress.cli.options import settings_of
 from slabpress.config import Config
-from slabpress.plan import MemoryPlan, PipelinePlan, plan_memory, plan_producer, process_lines, workers_of
+from slabpress.footprints import process_lines
+from slabpress.plan import MemoryPlan, PipelinePlan, plan_memory, plan_producer, workers_of
 from slabpress.units import format_bytes
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import random
 from typing import Final
 
 from slabpress._native import OpeningPoint, RecordWriter, SealPoint
-from slabpress.pipeline.batch import Batch, Watch
+from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.topics import Topic
+from slabpress.pipeline.watch import Watch
 from slabpress.plan import MemoryPlan
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena

@@ -8,8 +8,8 @@ from typing import Final, Protocol, TypeAlias
 from slabpress._native import ArrowSource, LineSource
 from slabpress.errors import RecordError, RecordTypeError
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import ManyDelivery
 from slabpress.pipeline.many import Many
+from slabpress.pipeline.many_delivery import ManyDelivery
 from slabpress.pipeline.sender import Sender
 
 LineBuffer: TypeAlias = bytes | bytearray | memoryview | mmap

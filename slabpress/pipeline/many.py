@@ -18,8 +18,10 @@ from slabpress._native import (
 )
 from slabpress.errors import RecordError, RecordTypeError
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import Batch, ManyDelivery, Span
+from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.iterators import RecordIterator
+from slabpress.pipeline.many_delivery import ManyDelivery
+from slabpress.pipeline.outcomes import Span
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.topics import Topic
 from slabpress.records import Headers, Part

@@ -7,8 +7,9 @@ from typing import Any, Final
 from slabpress.config import PIPELINE_SETTINGS, Config
 from slabpress.cpus import memory_available_bytes
 from slabpress.errors import ForkedError, MemoryShortError, ProducerClosedError, SlabpressError
+from slabpress.footprints import COORDINATOR_LINE, PlanLine
 from slabpress.pipeline.child import Role
-from slabpress.plan import COORDINATOR_LINE, MemoryPlan, PlanLine
+from slabpress.plan import MemoryPlan
 from slabpress.shm.control import FIRST_WORKER, NETWORK
 from slabpress.units import format_bytes
 

@@ -14,9 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from slabpress._native import Sleeper
+from slabpress._native import DeliveryHandle, Sleeper
 from slabpress.errors import DeliveryError, DeliveryTimeoutError, SlabpressError
-from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback, Outcome, Watch, run_callback
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.outcomes import Outcome
+from slabpress.pipeline.watch import DoneCallback, Watch, run_callback
 from slabpress.results import DELIVERED, EXPIRED_SENT, EXPIRED_UNSENT, LOCAL_NAMES
 from slabpress.shm.descriptors import Result
 

@@ -18,11 +18,11 @@ from slabpress.config import Config
 from slabpress.errors import DeliveryError, FlushTimeoutError, SlabpressError
 from slabpress.observe.statistics import MemoryFigure, RecordCounts, Statistics, read_statistics
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import DoneCallback, Watch
 from slabpress.pipeline.intake import Intake
 from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.topics import TopicRegistry
+from slabpress.pipeline.watch import DoneCallback, Watch
 from slabpress.plan import MemoryPlan
 from slabpress.shm import layout as at
 from slabpress.shm.admission import DEATHS_MAX, Admission

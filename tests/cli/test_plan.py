@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from slabpress import Config, PipelinePlan, plan_memory
-from slabpress.plan import plan_producer, process_lines
+from slabpress.footprints import process_lines
+from slabpress.plan import plan_producer
 from tests.cli.rig import slabpress
 
 OPTIONS = ("--compression", "zstd:3", "--workers", "3", "--buffer-memory", "8MiB", "--option", "slab_size=8192")

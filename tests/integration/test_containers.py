@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from slabpress import Config, MemoryPlan, plan_memory
-from slabpress.plan import COORDINATOR_LINE
+from slabpress.footprints import COORDINATOR_LINE
 from slabpress.units import format_bytes
 from tests.support.brokers import require_kafka
 from tests.support.cgroup import MemoryCgroup, why_not

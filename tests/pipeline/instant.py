@@ -15,18 +15,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Self
 
-from slabpress._native import Mutex
+from slabpress._native import DeliveryHandle, Mutex
 from slabpress.config import Config
 from slabpress.errors import SlabpressError
+from slabpress.footprints import process_lines
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback, ManyDelivery, Watch
+from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.coordinator import Coordinator
 from slabpress.pipeline.many import send_many
+from slabpress.pipeline.many_delivery import ManyDelivery
 from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.sender import Sender
 from slabpress.pipeline.session import Session
 from slabpress.pipeline.topics import Topic, TopicRegistry
-from slabpress.plan import plan_memory, process_lines
+from slabpress.pipeline.watch import DoneCallback, Watch
+from slabpress.plan import plan_memory
 from slabpress.producer import Producer
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from slabpress._native import DeliveryHandle
 from slabpress.errors import DeliveryError
-from slabpress.pipeline.batch import Batch, DeliveryHandle, DoneCallback
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.watch import DoneCallback
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import Control
 from slabpress.workers.codecs import make_codec

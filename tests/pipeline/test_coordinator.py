@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from slabpress._native import RecordWriter
+from slabpress._native import DeliveryHandle, RecordWriter
 from slabpress.errors import (
     CallbackFlushError,
     DeliveryError,
@@ -22,7 +22,7 @@ from slabpress.errors import (
     SlabpressError,
 )
 from slabpress.pipeline import coordinator as coordinator_module
-from slabpress.pipeline.batch import DeliveryHandle, ManyDelivery
+from slabpress.pipeline.many_delivery import ManyDelivery
 from slabpress.shm import layout as at
 from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK
 from slabpress.shm.descriptors import Descriptors, Result

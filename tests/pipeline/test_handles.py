@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from slabpress._native import Memory, Sleeper
+from slabpress._native import DeliveryHandle, Memory, Sleeper
 from slabpress.errors import DeliveryError, DeliveryTimeoutError
-from slabpress.pipeline.batch import Batch, Delivery, DeliveryHandle, DoneCallback, ManyDelivery, Outcome, Watch
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.many_delivery import ManyDelivery
+from slabpress.pipeline.outcomes import Delivery, Outcome
 from slabpress.pipeline.reporter import Reporter, outcome_of
 from slabpress.pipeline.topics import Topic
+from slabpress.pipeline.watch import DoneCallback, Watch
 from slabpress.results import EXPIRED_SENT, EXPIRED_UNSENT, PROTOCOL
 from slabpress.shm.descriptors import Result
 from tests.pipeline.instant import WATCHDOG_S, Rig, until

@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import pytest
 
+from slabpress._native import DeliveryHandle
 from slabpress.errors import ProcessError
-from slabpress.pipeline.batch import Batch, DeliveryHandle, Outcome
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.outcomes import Outcome
 from slabpress.pipeline.supervisor import Supervisor
 from slabpress.shm import layout as at
 from slabpress.shm.control import COORDINATOR

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from slabpress._native import Mutex
+from slabpress._native import DeliveryHandle, Mutex
 from slabpress.errors import BufferFullError, ProducerClosedError, SlabpressError
-from slabpress.pipeline.batch import DeliveryHandle
 from slabpress.pipeline.room import RoomLine, Turn
 from slabpress.shm import layout as at
 from slabpress.shm.states import SLAB_FREE, SLAB_SEALED

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from slabpress._native import DeliveryHandle
 from slabpress.errors import (
     BootstrapError,
     BufferFullError,
@@ -23,7 +24,6 @@ from slabpress.errors import (
     UnknownPartitionError,
     UnknownTopicError,
 )
-from slabpress.pipeline.batch import DeliveryHandle
 from slabpress.shm.control import COORDINATOR
 from slabpress.shm.states import FREE, SLAB_SEALED
 from tests.pipeline.instant import WATCHDOG_S, Parts, Rig, parts, until

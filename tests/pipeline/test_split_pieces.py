@@ -9,9 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
+from slabpress._native import DeliveryHandle
 from slabpress.errors import DeliveryError, FlushTimeoutError
-from slabpress.pipeline.batch import Batch, Delivery, DeliveryHandle, Outcome, Piece, Watch
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.outcomes import Delivery, Outcome, Piece
 from slabpress.pipeline.topics import NO_LIMIT, Topic
+from slabpress.pipeline.watch import Watch
 from slabpress.shm.control import FIRST_WORKER
 from slabpress.shm.states import PARTIAL, READY
 from tests.pipeline.instant import WATCHDOG_S, until

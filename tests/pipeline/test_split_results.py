@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
+from slabpress._native import DeliveryHandle
 from slabpress.errors import DeliveryError, FlushTimeoutError
-from slabpress.pipeline.batch import DeliveryHandle
 from tests.pipeline.instant import WATCHDOG_S, until
 from tests.pipeline.splitting import LIMIT, LimitedRig, check_counts, flush_failing, resolved
 from tests.support.limited_broker import HEADER_BYTES

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from slabpress.plan import COORDINATOR, KERNEL
+from slabpress.footprints import COORDINATOR, KERNEL
 from tests.integration.memory.watch import RunningJob, Sampler, State, Taken, taken
 
 SHARED: Final = ("arena", "control block")

@@ -13,8 +13,8 @@ from typing import Final
 
 import pytest
 
+from slabpress.footprints import KERNEL
 from slabpress.observe.memory import process_bytes
-from slabpress.plan import KERNEL
 from tests.integration.memory.compare import check, hold, settings_of
 from tests.integration.memory.watch import RunningJob, taken
 from tests.support.mock_cluster import MockCluster

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from slabpress import DeliveryHandle
-from slabpress.plan import CODEC_LINE
+from slabpress.footprints import CODEC_LINE
 from tests.integration.pipeline.conftest import MakePipeline
 from tests.integration.pipeline.looks import WATCHDOG_S, Sender, processes, read_numbers, until
 from tests.integration.pipeline.withheld import WithheldBroker
