@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from crc32c import crc32c
 
+from slabpress.network.counters import Counters
 from slabpress.network.outcomes import Outcome
 from slabpress.network.partition import Batch, PartitionQueue
 from slabpress.network.sequences import UNIDENTIFIED, Sequences
@@ -27,13 +28,7 @@ from slabpress.network.succession import drop_source, make_order
 from slabpress.results import DELIVERED
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors
-from slabpress.shm.layout import (
-    BATCH_HEADER_BYTES,
-    BROKERS_AT,
-    CONNECTIONS_MOST_AT,
-    NETWORK_COUNTERS,
-    NETWORK_COUNTERS_AT,
-)
+from slabpress.shm.layout import BATCH_HEADER_BYTES, BROKERS_AT
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import (
     DONE,
@@ -46,10 +41,6 @@ from slabpress.shm.states import (
 )
 from slabpress.shm.topics import TopicTable
 
-_COUNTER_AT: Final = {name: NETWORK_COUNTERS_AT + 8 * place for place, name in enumerate(NETWORK_COUNTERS)}
-
-_REQUESTS_AT: Final = _COUNTER_AT["requests"]
-_REQUEST_BYTES_AT: Final = _COUNTER_AT["request_bytes"]
 # For ``SendPoint.end``: the batch's state is stored by its caller.
 _NOT_YET: Final = -1
 # What brokers remember of a partition's batches (ProducerStateEntry.NUM_BATCHES_TO_RETAIN).
@@ -70,6 +61,7 @@ class ArenaBatches:
         idempotent: batches carry a producer id and sequences.
         in_flight_limit: batches of one topic-partition on the wire at a time. Brokers know the last 5 again; without
             sequences a second one could pass one that is tried again (librdkafka#1092).
+        counters: what this process has done in the arena.
         sequences: the sequences, for an idempotent producer.
         refused_id: what its batches get while the cluster gives it no producer id (``refusal``).
         retired: its producer was closed: nothing of it is sent any more, nobody waits for a result.
@@ -89,6 +81,7 @@ class ArenaBatches:
         self.has_news = False
         self.idempotent = bool(settings["enable_idempotence"])
         self.in_flight_limit = _IDEMPOTENT_IN_FLIGHT if self.idempotent else 1
+        self.counters = Counters(arena.memory)
         self.sequences = Sequences(arena)
         self.refused_id: Outcome | None = None
         self._refused_until_ns = 0
@@ -223,7 +216,7 @@ class ArenaBatches:
         for batch in queue.waiting:
             batch.parts = []
         self.sequences.begin_anew(queue.index)
-        self.count("epochs_begun")
+        self.counters.count("epochs_begun")
 
     def attempts(self, batch: Batch) -> int:
         """How often the batch was sent."""
@@ -238,7 +231,7 @@ class ArenaBatches:
         self.measure(batch)
         self.arena.outputs.mark(batch.first_output, OUTPUT_READY)
         self.arena.batch_states.store(batch.index, READY)
-        self.count("retries")
+        self.counters.count("retries")
 
     def split(self, batch: Batch) -> None:
         """IN_FLIGHT becomes OVERSIZE: what was sent, several records, is more than the broker takes at once."""
@@ -255,7 +248,7 @@ class ArenaBatches:
             self._splits.begin(index, batch.first_output, payload_bytes, batch.codec, batch.records)
             self.arena.outputs.mark(batch.first_output, OUTPUT_READY)
         self.arena.batch_states.store(index, OVERSIZE)
-        self.count("splits")
+        self.counters.count("splits")
 
     def finish_delivered(self, batch: Batch, base_offset: int, append_time_ms: int) -> bool:
         """What was sent is in the log; whether that is the batch's last. As most end so, nothing is made for it."""
@@ -318,17 +311,3 @@ class ArenaBatches:
 
     def _drop_source(self, index: int) -> None:
         drop_source(self.arena, self._splits, index)
-
-    def note_connections(self, now_open: int) -> None:
-        """Keep the most connections that were ever open at a time."""
-        if now_open > self.arena.memory.load_u64(CONNECTIONS_MOST_AT):
-            self.arena.memory.store_u64(CONNECTIONS_MOST_AT, now_open)
-
-    def count_request(self, size: int) -> None:
-        """A request of so many bytes, with batches of this arena, goes out."""
-        self.arena.memory.add_u64(_REQUESTS_AT, 1)
-        self.arena.memory.add_u64(_REQUEST_BYTES_AT, size)
-
-    def count(self, counter: str, amount: int = 1) -> None:
-        """Add to one of the network process's counters."""
-        self.arena.memory.add_u64(_COUNTER_AT[counter], amount)

@@ -66,9 +66,9 @@ class Drain:
 
     def _counts(self) -> tuple[int, int]:
         """Records that were delivered and that failed, ever."""
-        memory = [arena.arena.memory for arena in self._arenas]
-        first = [each.load_u64(at.NETWORK_COUNTERS_AT) for each in memory]
-        return sum(first), sum(each.load_u64(at.NETWORK_COUNTERS_AT + 8) for each in memory)
+        counters = [arena.counters for arena in self._arenas]
+        delivered = sum(each.read("records_delivered") for each in counters)
+        return delivered, sum(each.read("records_failed") for each in counters)
 
     def turn(self, now: int) -> None:
         """Do what the coordinator would do between two looks."""

@@ -241,7 +241,7 @@ class Loop:
         """Count connections: those at a time, which the plan counts, and those after a broker's first."""
         self._upkeep.restless = True
         for arena in self.arenas.values():
-            arena.note_connections(sum(other.is_ready for other in self.brokers))
+            arena.counters.note_connections(sum(other.is_ready for other in self.brokers))
         if broker.established > 1:
             self._count("reconnects")
 
@@ -276,7 +276,7 @@ class Loop:
     def _count(self, counter: str, amount: int = 1) -> None:
         """Count what concerns every producer."""
         for arena in self.arenas.values():
-            arena.count(counter, amount)
+            arena.counters.count(counter, amount)
 
     def handed_over(self, request: InFlight, now: int) -> None:
         """Finish the batches of an acks=0 request."""

@@ -109,7 +109,7 @@ class Producing:
             self._queues.take(batch, now)
         names = {topic.topic_id: topic.name for topic in topics if topic.topic_id is not None}
         connection.send(request, correlation_id, PRODUCE, version, ProduceContext(chosen, names), now)
-        arena.count_request(request.size)
+        arena.counters.count_request(request.size)
         return True
 
     def _arena(self, batch: Batch) -> ArenaBatches:

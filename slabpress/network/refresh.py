@@ -134,7 +134,7 @@ class Refresher:
         request = encode_metadata(version, correlation_id, connection.client_id, sorted(names))
         connection.send(request, correlation_id, METADATA, version, MetadataContext(), now)
         for arena in self._arenas.values():
-            arena.count("metadata_requests")
+            arena.counters.count("metadata_requests")
         self.schedule.sent()
         broker.asked_at_ns = now
         broker.flush(now)
