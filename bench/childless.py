@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from slabpress.config import Config
 from slabpress.footprints import process_lines
@@ -10,9 +11,11 @@ from slabpress.pipeline.coordinator import Coordinator
 from slabpress.producer import Producer
 from slabpress.shm import layout as at
 from slabpress.shm.descriptors import Descriptors, Result
-from slabpress.shm.states import DONE, READY, SEALED, SLAB_FREE
+from slabpress.shm.states import DONE, FREE, READY, SEALED, SLAB_FREE
 from slabpress.shm.topics import TopicTable
 
+# What is measured here runs callbacks of some microseconds, a few thousand batches of them.
+CALLBACKS_S: Final = 30.0
 _DELIVERED = Result(0, -1, 0, -1, retriable=False, text="")
 
 
@@ -46,5 +49,12 @@ class ChildlessProducer(Producer):
                     arena.batch_states.store(index, DONE)
             arena.memory.store_u64(at.SEAL_HEAD_AT, arena.seal_tail)
         session.turn()
+        deadline = time.monotonic() + CALLBACKS_S
         while accumulator.has_unfinished():  # callbacks are still running
+            if time.monotonic() > deadline:
+                states = arena.batch_states
+                raise TimeoutError(
+                    f"drain(): {states.count - states.tally(1)[FREE]} of {states.count} batch descriptors not free "
+                    f"within {CALLBACKS_S:g} s: a delivery callback has not returned, or reporting has stopped"
+                )
             time.sleep(0.001)
