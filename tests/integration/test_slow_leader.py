@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import threading
@@ -79,19 +80,78 @@ def _begin(producer: Producer, topics: Topics) -> None:
     producer.flush(WAIT_S)
 
 
-def _flood(
-    producer: Producer, topics: Topics, partition: int, over: threading.Event
-) -> tuple[threading.Thread, list[int]]:
-    sent = [0]
+@contextlib.contextmanager
+def _hanging(topics: Topics) -> Iterator[None]:
+    """The victim hangs while the block runs."""
+    topics.cluster.pause(topics.victim)
+    try:
+        yield
+    finally:
+        topics.cluster.resume(topics.victim)
 
-    def run() -> None:
-        while not over.is_set():
-            producer.send(topics.name, value_of(sent[0]), partition=partition)
-            sent[0] += 1
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, sent
+class Flood:
+    """A thread that sends to one partition, as fast as it can, until it is told to stop.
+
+    Attributes:
+        sent: how many records were accepted.
+    """
+
+    def __init__(self, producer: Producer, topics: Topics, partition: int) -> None:
+        self._producer, self._topic, self._partition = producer, topics.name, partition
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.sent = 0
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._producer.send(self._topic, value_of(self.sent), partition=self._partition)
+            self.sent += 1
+
+    def is_alive(self) -> bool:
+        """Whether it has neither stopped nor failed."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Have the record that is being sent be the last one."""
+        self._over.set()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+
+
+@contextlib.contextmanager
+def _flooded(producer: Producer, topics: Topics) -> Iterator[list[Flood]]:
+    """The victim hangs while the block runs, and a thread for each of its partitions waits for room."""
+    floods: list[Flood] = []
+    with _hanging(topics):
+        try:
+            for partition in topics.stuck:
+                floods.append(Flood(producer, topics, partition))  # noqa: PERF401 - to be stopped if the next fails
+            line = producer._session.sender.line
+            wait_until(lambda: len(line.turns) == len(floods), "the threads to wait", WAIT_S, every_s=0.01)
+            yield floods
+            assert all(flood.is_alive() for flood in floods)
+        finally:
+            for flood in floods:
+                flood.stop()
+    for flood in floods:
+        flood.join()
+
+
+def _send_round_the_healthy(producer: Producer, topics: Topics, records: int) -> None:
+    for number in range(records):
+        producer.send(topics.name, value_of(number), partition=topics.healthy[number % len(topics.healthy)])
+
+
+def _check_counts(topics: Topics, healthy: int, floods: list[Flood]) -> None:
+    """So many records went to the healthy partitions, and to the others what was accepted, after each one's first."""
+    counts = topics.counts()
+    assert sum(counts[partition] for partition in topics.healthy) == healthy + len(topics.healthy)
+    assert [counts[partition] - 1 for partition in topics.stuck] == [flood.sent for flood in floods]
 
 
 @pytest.mark.kafka
@@ -102,31 +162,14 @@ def test_sends_for_healthy_leaders_go_on_while_another_thread_waits_for_one_that
     topics = Topics(cluster, topic)
     producer = make_producer(cluster.bootstrap_servers, **settings)
     _begin(producer, topics)
-    over = threading.Event()
-    cluster.pause(topics.victim)
-    try:
-        threads = [_flood(producer, topics, partition, over) for partition in topics.stuck]
-        line = producer._session.sender.line
-        wait_until(lambda: len(line.turns) == len(threads), "the threads to wait", WAIT_S, every_s=0.01)
-        assert all(turn.held_back >= 0 for turn in list(line.turns))
-        # Many times what the arena holds.
-        for number in range(20_000):
-            producer.send(topics.name, value_of(number), partition=topics.healthy[number % len(topics.healthy)])
+    with _flooded(producer, topics) as floods:
+        assert all(turn.held_back >= 0 for turn in list(producer._session.sender.line.turns))
+        _send_round_the_healthy(producer, topics, 20_000)  # many times what the arena holds
         last = [producer.send(topics.name, value_of(0), partition=partition) for partition in topics.healthy]
         for handle in last:
             assert handle.result(WAIT_S).topic == topic
-        assert all(thread.is_alive() for thread, _ in threads)
-        over.set()
-    finally:
-        over.set()
-        cluster.resume(topics.victim)
-    for thread, _ in threads:
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
     producer.flush(WAIT_S)
-    counts = topics.counts()
-    assert sum(counts[partition] for partition in topics.healthy) == 20_000 + 2 * len(topics.healthy)
-    assert [counts[partition] - 1 for partition in topics.stuck] == [sent[0] for _, sent in threads]
+    _check_counts(topics, 20_000 + len(last), floods)
 
 
 @pytest.mark.kafka
@@ -138,8 +181,7 @@ def test_records_without_a_key_go_around_a_leader_that_hangs(
     topics = Topics(cluster, topic)
     producer = make_producer(cluster.bootstrap_servers, **settings)
     _begin(producer, topics)
-    cluster.pause(topics.victim)
-    try:
+    with _hanging(topics):
         for call in range(200):
             values = [value_of(call * 100 + number) for number in range(100)]
             if many:
@@ -147,8 +189,6 @@ def test_records_without_a_key_go_around_a_leader_that_hangs(
             else:
                 for value in values:
                     producer.send(topics.name, value)
-    finally:
-        cluster.resume(topics.victim)
     producer.flush(WAIT_S)
     counts = topics.counts()
     assert sum(counts.values()) == 20_000 + 6
@@ -168,12 +208,11 @@ def test_what_waits_too_long_for_a_leader_that_hangs_says_which(
     topics = Topics(cluster, topic)
     producer = make_producer(cluster.bootstrap_servers, **(settings | {"max_block_ms": 300}))
     _begin(producer, topics)
-    cluster.pause(topics.victim)
-    try:
-        with pytest.raises(BufferFullError, match=rf"broker {topics.victim} leads hold their share"):
-            _send_for_ever(producer, topics)
-    finally:
-        cluster.resume(topics.victim)
+    with (
+        _hanging(topics),
+        pytest.raises(BufferFullError, match=rf"broker {topics.victim} leads hold their share"),
+    ):
+        _send_for_ever(producer, topics)
     producer.flush(WAIT_S)
 
 
@@ -187,23 +226,8 @@ def test_beside_a_leader_that_hangs_nobody_waits_for_an_hours_linger(
     hour = settings | {"linger_ms": 3_600_000, "batch_size": "64KiB", "delivery_timeout_ms": 2 * 3_600_000}
     producer = make_producer(cluster.bootstrap_servers, **hour)
     _begin(producer, topics)
-    over = threading.Event()
-    cluster.pause(topics.victim)
-    try:
-        threads = [_flood(producer, topics, partition, over) for partition in topics.stuck]
-        line = producer._session.sender.line
-        wait_until(lambda: len(line.turns) == len(threads), "the threads to wait", WAIT_S, every_s=0.01)
+    with _flooded(producer, topics) as floods:
         # Many times what is left: each of these waits until room is made by those before it.
-        for number in range(5_000):
-            producer.send(topics.name, value_of(number), partition=topics.healthy[number % len(topics.healthy)])
-        assert all(thread.is_alive() for thread, _ in threads)
-    finally:
-        over.set()
-        cluster.resume(topics.victim)
-    for thread, _ in threads:
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
+        _send_round_the_healthy(producer, topics, 5_000)
     producer.flush(WAIT_S)
-    counts = topics.counts()
-    assert sum(counts[partition] for partition in topics.healthy) == 5_000 + len(topics.healthy)
-    assert [counts[partition] - 1 for partition in topics.stuck] == [sent[0] for _, sent in threads]
+    _check_counts(topics, 5_000, floods)

@@ -62,6 +62,27 @@ def go_round(
     return course, state
 
 
+def go_round_refused(
+    code: int, sink: MockCluster, topic: str, partitions: int, warm_up: int, **order: Any
+) -> tuple[Course, State]:
+    """Run twenty rounds of records for a broker that answers every Produce request with this code."""
+    sink.create_topic(topic, partitions)
+    servers = sink.bootstrap_servers
+    try:
+        return go_round(
+            "records",
+            20,
+            warm_up,
+            lambda _: sink.push_request_errors(PRODUCE, [code] * 2000),
+            servers=servers,
+            topic=topic,
+            partitions=partitions,
+            **order,
+        )
+    finally:
+        sink.clear_request_errors(PRODUCE)
+
+
 def test_a_million_handles_that_nobody_keeps(sink: MockCluster, topic: str) -> None:
     sink.create_topic(topic, 4)
     settings = {"buffer_memory": "16MiB", "workers": 2, "compression_type": "lz4", "batch_size": "16KiB"}
@@ -83,42 +104,16 @@ def test_a_leak_of_200_bytes_a_record_is_seen(sink: MockCluster, topic: str) -> 
 
 def test_a_million_records_that_fail(sink: MockCluster, topic: str) -> None:
     """Whole batches that the broker refuses for good, and nobody asks why."""
-    sink.create_topic(topic, 4)
-    try:
-        course, last = go_round(
-            "records",
-            20,
-            4,
-            lambda _: sink.push_request_errors(PRODUCE, [NOT_AUTHORIZED] * 2000),
-            servers=sink.bootstrap_servers,
-            topic=topic,
-            records=50_000,
-            partitions=4,
-            settings={"buffer_memory": "16MiB", "workers": 2, "batch_size": "16KiB"},
-        )
-    finally:
-        sink.clear_request_errors(PRODUCE)
+    settings = {"buffer_memory": "16MiB", "workers": 2, "batch_size": "16KiB"}
+    course, last = go_round_refused(NOT_AUTHORIZED, sink, topic, 4, 4, records=50_000, settings=settings)
     assert last["accepted"] == last["failed"] >= 1_000_000
     check_growth(course)
 
 
 def test_20_000_records_that_are_too_large_even_alone(sink: MockCluster, topic: str) -> None:
     """Every batch is split, and every piece of it again, down to single records, each of which fails."""
-    sink.create_topic(topic, 32)
-    try:
-        course, last = go_round(
-            "records",
-            20,
-            8,
-            lambda _: sink.push_request_errors(PRODUCE, [TOO_LARGE] * 2000),
-            servers=sink.bootstrap_servers,
-            topic=topic,
-            records=1024,
-            partitions=32,
-            settings={"buffer_memory": "4MiB", "workers": 2, "compression_type": "lz4", "batch_size": "2KiB"},
-        )
-    finally:
-        sink.clear_request_errors(PRODUCE)
+    settings = {"buffer_memory": "4MiB", "workers": 2, "compression_type": "lz4", "batch_size": "2KiB"}
+    course, last = go_round_refused(TOO_LARGE, sink, topic, 32, 8, records=1024, settings=settings)
     assert last["accepted"] == last["failed"] >= 20_000
     assert last["network"]["splits"] > 2000
     check_growth(course)

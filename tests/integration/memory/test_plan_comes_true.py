@@ -9,14 +9,14 @@ more; for the coordinator what the job takes more than the same job without slab
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from slabpress.footprints import KERNEL
 from slabpress.observe.memory import process_bytes
-from tests.integration.memory.compare import check, hold, settings_of
-from tests.integration.memory.watch import RunningJob, taken
+from tests.integration.memory.compare import Held, check, hold, settings_of
+from tests.integration.memory.watch import RunningJob, State, taken
 from tests.support.mock_cluster import MockCluster
 
 MIB: Final = 1 << 20
@@ -26,6 +26,37 @@ TWENTY: Final = [
     *[("none", None), ("gzip", None), ("gzip", 9), ("snappy", None), ("lz4", None)],
     *[("lz4", 12), ("lz4", 17), ("zstd", None), ("zstd", 9), ("zstd", -5)],
 ] * 2
+
+
+def hold_every_kind(
+    sink: MockCluster, topic: str, settings: State, *, columns: int, large: int, record_bytes: int = MIB, **order: Any
+) -> Held:
+    """Run one round of records of every kind, the largest of them as large as this."""
+    sink.create_topic(topic, 4)
+    return hold(
+        "every_kind",
+        servers=sink.bootstrap_servers,
+        topic=topic,
+        settings=settings,
+        large_bytes=record_bytes - RECORD_OVERHEAD,
+        rounds=1,
+        columns=columns,
+        large=large,
+        **order,
+    )
+
+
+def hold_partitions(sink: MockCluster, topic: str, settings: State, partitions: int, rounds: int) -> Held:
+    """Run so many rounds of a record for each of so many topic-partitions."""
+    sink.create_topic(topic, partitions)
+    return hold(
+        "many_partitions",
+        servers=sink.bootstrap_servers,
+        topic=topic,
+        settings=settings,
+        partitions=partitions,
+        rounds=rounds,
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,46 +78,18 @@ def test_every_codec(sink: MockCluster, topic: str, codec: str, level: int | Non
 
     One worker is the dearest: the fewer processes there are, the more of what they share each stands for.
     """
-    sink.create_topic(topic, 4)
     slow = (codec, level) == ("zstd", 22)
-    held = hold(
-        "every_kind",
-        servers=sink.bootstrap_servers,
-        topic=topic,
-        settings=settings_of(codec, level, buffer_memory="16MiB", workers=workers),
-        large_bytes=MIB - RECORD_OVERHEAD,
-        rounds=1,
-        columns=1 if slow else 5,
-        large=1 if slow else 4,
-    )
-    check(held)
+    settings = settings_of(codec, level, buffer_memory="16MiB", workers=workers)
+    check(hold_every_kind(sink, topic, settings, columns=1 if slow else 5, large=1 if slow else 4))
 
 
 def test_records_of_a_large_max_request_size(sink: MockCluster, topic: str) -> None:
-    sink.create_topic(topic, 4)
-    held = hold(
-        "every_kind",
-        servers=sink.bootstrap_servers,
-        topic=topic,
-        settings=settings_of("zstd", buffer_memory="128MiB", max_request_size="16MiB"),
-        large_bytes=16 * MIB - RECORD_OVERHEAD,
-        rounds=1,
-        columns=5,
-        large=2,
-    )
-    check(held)
+    settings = settings_of("zstd", buffer_memory="128MiB", max_request_size="16MiB")
+    check(hold_every_kind(sink, topic, settings, columns=5, large=2, record_bytes=16 * MIB))
 
 
 def test_a_thousand_topic_partitions_in_32_mib(sink: MockCluster, topic: str) -> None:
-    sink.create_topic(topic, 1000)
-    held = hold(
-        "many_partitions",
-        servers=sink.bootstrap_servers,
-        topic=topic,
-        settings=settings_of("lz4", buffer_memory="32MiB"),
-        partitions=1000,
-        rounds=20,
-    )
+    held = hold_partitions(sink, topic, settings_of("lz4", buffer_memory="32MiB"), partitions=1000, rounds=20)
     check(held)
     assert held.facts["accepted"] == 20_001
 
@@ -99,15 +102,7 @@ def test_twenty_producers_of_one_pipeline(sink: MockCluster, topic: str) -> None
 
 def test_the_page_tables_by_themselves(sink: MockCluster, topic: str) -> None:
     """Together with the sockets, of which one of four is used here, they are always within the kernel's lines."""
-    sink.create_topic(topic, 4)
-    held = hold(
-        "many_partitions",
-        servers=sink.bootstrap_servers,
-        topic=topic,
-        settings=settings_of("none", buffer_memory="1MiB"),
-        partitions=4,
-        rounds=1000,
-    )
+    held = hold_partitions(sink, topic, settings_of("none", buffer_memory="1MiB"), partitions=4, rounds=1000)
     check(held)
     planned = sum(total for name, total in held.lines if name.startswith("kernel") and name != "kernel: sockets")
     measured = next(figure.measured for figure in held.figures if figure.part == KERNEL)
@@ -133,17 +128,6 @@ def test_slabpress_says_of_its_children_what_is_true(sink: MockCluster, topic: s
 
 def test_what_was_not_planned_is_seen(sink: MockCluster, topic: str) -> None:
     """A job that keeps what slabpress should not: 200 bytes of each of 96,000 records."""
-    sink.create_topic(topic, 4)
-    held = hold(
-        "every_kind",
-        servers=sink.bootstrap_servers,
-        topic=topic,
-        settings=settings_of("none", buffer_memory="16MiB"),
-        large_bytes=MIB - RECORD_OVERHEAD,
-        rounds=1,
-        columns=5,
-        large=1,
-        kept_bytes=200,
-    )
+    held = hold_every_kind(sink, topic, settings_of("none", buffer_memory="16MiB"), columns=5, large=1, kept_bytes=200)
     with pytest.raises(AssertionError, match="coordinator"):
         check(held)

@@ -5,16 +5,15 @@ As in test_plan_comes_true.py; every test makes sure that its load has come to w
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import pytest
 
 from slabpress.cpus import memory_available_bytes
-from tests.integration.memory.compare import Between, check, hold, settings_of
+from tests.integration.memory.compare import Held, check, hold, settings_of
 from tests.integration.memory.watch import Sampler, State
 from tests.support.kafka import KafkaCluster
 from tests.support.mock_cluster import MockCluster
@@ -23,27 +22,36 @@ LOOKS: Final = 5
 BROKER: Final = 1
 
 
-@contextlib.contextmanager
-def stopping(sink: MockCluster) -> Iterator[Between]:
-    """What stops the broker where the job says so, and sets it going again once the job is full and was looked at."""
+def hold_stalled(stop: Callable[[], object], go_on: Callable[[], object], **order: Any) -> Held:
+    """Run a load against a broker that is stopped where the job says so, until the job is full and was looked at."""
 
     def between(state: State, sampler: Sampler) -> None:
         if state["at"] == "stop":
-            os.kill(sink.pid, signal.SIGSTOP)
+            stop()
         else:
-            check_full(state)
+            assert state["slabs"]["free"] == 0
+            assert state["batches"]["in_flight"] > 0
             sampler.looks(LOOKS)
-            os.kill(sink.pid, signal.SIGCONT)
+            go_on()
 
     try:
-        yield between
+        return hold("stalled", between, **order)
     finally:
-        os.kill(sink.pid, signal.SIGCONT)
+        go_on()
 
 
-def check_full(state: State) -> None:
-    assert state["slabs"]["free"] == 0
-    assert state["batches"]["in_flight"] > 0
+def hold_stopped(sink: MockCluster, topic: str, partitions: int, **settings: Any) -> Held:
+    """As ``hold_stalled``, with one record a batch, and a broker whose process is stopped."""
+    sink.create_topic(topic, partitions)
+    return hold_stalled(
+        lambda: os.kill(sink.pid, signal.SIGSTOP),
+        lambda: os.kill(sink.pid, signal.SIGCONT),
+        servers=sink.bootstrap_servers,
+        topic=topic,
+        settings=settings_of("none", batch_size=1, linger_ms=0, **settings),
+        values="lines",
+        partitions=partitions,
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,69 +87,29 @@ def test_acknowledgements_that_do_not_come(proxied_kafka: KafkaCluster, topic: s
     """The arena is full, the sockets are full, and the program goes on trying."""
     proxied_kafka.create_topic(topic, 16)
     proxy = proxied_kafka.proxies[BROKER]
-
-    def between(state: State, sampler: Sampler) -> None:
-        if state["at"] == "stop":
-            proxy.pause()
-        else:
-            check_full(state)
-            sampler.looks(LOOKS)
-            proxy.resume()
-
-    try:
-        held = hold(
-            "stalled",
-            between,
-            servers=proxied_kafka.proxied_bootstrap_servers,
-            topic=topic,
-            settings=settings_of("lz4", buffer_memory="32MiB"),
-            values="noise",
-            partitions=16,
-        )
-    finally:
-        proxy.resume()
+    held = hold_stalled(
+        proxy.pause,
+        proxy.resume,
+        servers=proxied_kafka.proxied_bootstrap_servers,
+        topic=topic,
+        settings=settings_of("lz4", buffer_memory="32MiB"),
+        values="noise",
+        partitions=16,
+    )
     check(held)
 
 
 def test_one_record_a_batch_for_5000_topic_partitions(sink: MockCluster, topic: str) -> None:
     """The most batches that an arena can hold; once the broker goes on, thousands of them go in one request."""
-    sink.create_topic(topic, 5000)
-    with stopping(sink) as between:
-        held = hold(
-            "stalled",
-            between,
-            servers=sink.bootstrap_servers,
-            topic=topic,
-            settings=settings_of(
-                "none",
-                buffer_memory="16MiB",
-                slab_size=1024,
-                batch_size=1,
-                linger_ms=0,
-                max_topic_partitions=5000,
-                max_request_size="16MiB",
-            ),
-            values="lines",
-            partitions=5000,
-        )
-    check(held)
+    small = {"buffer_memory": "16MiB", "slab_size": 1024, "max_topic_partitions": 5000, "max_request_size": "16MiB"}
+    check(hold_stopped(sink, topic, 5000, **small))
 
 
 def test_a_gigabyte_full_of_batches_of_one_record(sink: MockCluster, topic: str) -> None:
     available = memory_available_bytes()
     if available is None or available < 3 << 30:
         pytest.skip(f"needs 3 GiB, {available} bytes are available")
-    sink.create_topic(topic, 200)
-    with stopping(sink) as between:
-        held = hold(
-            "stalled",
-            between,
-            servers=sink.bootstrap_servers,
-            topic=topic,
-            settings=settings_of("none", buffer_memory="1GiB", batch_size=1, linger_ms=0),
-            values="lines",
-            partitions=200,
-        )
+    held = hold_stopped(sink, topic, 200, buffer_memory="1GiB")
     check(held)
     assert held.facts["accepted"] > 16_000
 
