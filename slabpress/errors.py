@@ -4,7 +4,7 @@
      +-- ConfigError (ValueError)            a setting is unknown, out of range, or contradicts another
      +-- UnsupportedPlatformError            this operating system cannot run slabpress
      +-- MemoryShortError (MemoryError)      the fixed memory cannot be had at construction
-     +-- ProcessError                        a child process could not start, or died
+     +-- ProcessError                        a child process could not start, or be replaced
      +-- ProducerClosedError                 the producer was closed
      +-- ForkedError                         the producer is used in a forked child of the process that made it
      +-- CallbackFlushError                  flush() or close() inside a delivery callback
@@ -64,7 +64,7 @@ class MemoryShortError(SlabpressError, MemoryError):
 
 
 class ProcessError(SlabpressError):
-    """Raised by the constructors when a child does not start, and by every call after one has died."""
+    """Raised by the constructors when a child does not start, and by every call once a dead one cannot be replaced."""
 
 
 class ProducerClosedError(SlabpressError):

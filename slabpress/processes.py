@@ -38,7 +38,8 @@ class Pipeline:
             clicks = pipeline.producer(buffer_memory="16MiB", compression_type="zstd")
             audit = pipeline.producer(buffer_memory="1MiB", linger_ms=0)
 
-    Thread-safe. Producers may come and go; one that is closed gives its memory back.
+    Thread-safe. Producers may come and go; one that is closed gives its memory back. A ``with`` block that ends with an
+    exception flushes for the longest ``exit_flush_ms`` of its producers at most, and lets that exception through.
 
     Args:
         bootstrap_servers: brokers to ask first, as host:port.
@@ -75,6 +76,9 @@ class Pipeline:
             on_delivery: as for ``Producer``.
             settings: the producer's own, such as ``buffer_memory``, ``compression_type``, ``acks``.
 
+        Returns:
+            The producer; ``close()`` of the pipeline closes it.
+
         Raises:
             ConfigError: a setting is unknown, out of range, or the pipeline's.
             MemoryShortError: the planned memory is not there.
@@ -98,7 +102,7 @@ class Pipeline:
         return self._coordinator.plan()
 
     def memory(self) -> tuple[MemoryFigure, ...]:
-        """Planned beside measured bytes, of all arenas together and of each process.
+        """Planned beside measured bytes: all arenas together, the control block, each process, the kernel's buffers.
 
         Raises:
             ForkedError: this is a forked child.

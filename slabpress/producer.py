@@ -31,9 +31,9 @@ logger.addHandler(logging.NullHandler())
 class Producer(Sends):
     """A Kafka producer whose memory is one fixed block, decided before the first record.
 
-    Thread-safe. Close it, or use it in a ``with`` block. Several servers may be named as
-    ``"host1:9092,host2:9092"`` or as a list. It has processes of its own; producers that are to share one set of
-    processes are made by ``Pipeline.producer()``.
+    Thread-safe. Close it, or use it in a ``with`` block; one that ends with an exception flushes for ``exit_flush_ms``
+    at most, and lets that exception through. Several servers may be named as ``"host1:9092,host2:9092"`` or as a list.
+    It has processes of its own; producers that are to share one set of processes are made by ``Pipeline.producer()``.
 
     Args:
         bootstrap_servers: brokers to ask first, as host:port.
@@ -113,11 +113,12 @@ class Producer(Sends):
 
         Args:
             topic: their topic.
-            values: one value a record. A list or a tuple is used as it is; of anything else, an iterator for example,
-                1,024 are taken at a time, and those who come beside them.
-            keys: None, or one key a record.
+            values: one value a record: bytes, bytearray, memoryview, str (UTF-8) or None. A list or a tuple is used as
+                it is; of anything else, an iterator for example, 1,024 are taken at a time, and those who come beside
+                them.
+            keys: None, or one key a record, of the same types; None among them is a null key.
             headers: None, or one sequence of (name, value) pairs, or None, a record.
-            timestamps_ms: None, or one timestamp, or None for now, a record.
+            timestamps_ms: None, or one a record: milliseconds since the epoch, or None for now.
             partition: the partition of all of them; None: each by its key, or the sticky one.
 
         Returns:
@@ -216,6 +217,7 @@ class Producer(Sends):
             DeliveryError: records failed since the last flush and nobody has looked at that.
             FlushTimeoutError: records are still under way.
             CallbackFlushError: this is a delivery callback.
+            ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
         """
         self._check_usable("flush")
         self._session.flush(timeout)

@@ -1,1 +1,1 @@
-"""The command line: ``slabpress send``, ``slabpress plan``, ``slabpress demo``."""
+"""The command line: ``slabpress send``, ``slabpress plan``, ``slabpress settings``, ``slabpress demo``."""

@@ -42,7 +42,11 @@ def without_unused_imports() -> Iterator[None]:
 
 
 def main() -> int:
-    """Serve until the coordinator says stop or is gone."""
+    """Serve until the coordinator says stop, or is gone and what it has left is delivered.
+
+    Returns:
+        The process's exit code, 0; whatever is raised ends it with a traceback, which the coordinator keeps.
+    """
     with without_unused_imports():
         from slabpress.network.loop import Loop
     from slabpress.network.settings import NetworkSettings
@@ -67,7 +71,11 @@ def main() -> int:
 
 
 def drain_for(child: Child, loop: Loop, settings: NetworkSettings) -> None:
-    """Deliver what the job had accepted; it is gone, and its children are nobody's any more."""
+    """Deliver what the job had accepted; it is gone, and its children are nobody's any more.
+
+    Ends when nothing is under way, or nobody is left to compress what is, or it has taken too long; then says stop to
+    the workers, and writes the one line of ``orphan_log``.
+    """
     from slabpress.network.drain import Drain, write_log
 
     job = child.control.pid(COORDINATOR)

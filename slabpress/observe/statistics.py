@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
     """What a producer has done and holds.
 
     Attributes:
-        records_accepted: records that send() and send_many() took.
+        records_accepted: records that send(), send_many() and their like took.
         records_delivered: records that the cluster acknowledged.
         records_failed: records that were accepted and not delivered.
         records_pending: records under way; accepted = delivered + failed + pending.
