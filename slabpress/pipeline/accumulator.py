@@ -36,7 +36,7 @@ from slabpress.shm.topics import TopicTable
 
 # A batch that has lingered stays open while its topic-partition has this many on their way: one on the wire and one
 # ready to follow it. A third would only wait, and grow no more; behind slow acknowledgements sealing by the clock
-# alone leaves one-slab batches that fill the output ring.
+# alone leaves one-slab batches that fill the output buffers.
 _UNDER_WAY_ENOUGH: Final = 2
 # A topic's batches that had to be made smaller grow by this share with each that is accepted.
 _GROWTH: Final = 64

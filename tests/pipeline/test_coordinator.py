@@ -235,19 +235,24 @@ def test_close_raises_failures_that_nobody_looked_at() -> None:
             rig.close(WATCHDOG_S)
 
 
+def fail_supervisor(rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Have the background thread's next look after the children raise this, and call it for one."""
+    supervisor: Any = rig.coordinator._supervisor
+
+    def check() -> None:
+        raise error
+
+    monkeypatch.setattr(supervisor, "check", check)
+    monkeypatch.setattr(supervisor, "next_time", lambda: 0.0)  # it is looked at only when something is to be done
+    rig.coordinator.control.bells[0].ring()
+
+
 def test_a_failing_supervisor_fails_every_call_and_every_record(monkeypatch: pytest.MonkeyPatch) -> None:
     with Rig() as rig:
         rig.send("t", b"v").result(WATCHDOG_S)
         rig.thread.hold()
         handle = rig.send("t", b"v")
-        supervisor: Any = rig.coordinator._supervisor
-
-        def check() -> None:
-            raise ProcessError("worker 0 was killed by signal 9")
-
-        monkeypatch.setattr(supervisor, "check", check)
-        monkeypatch.setattr(supervisor, "next_time", lambda: 0.0)  # it is looked at only when something is to be done
-        rig.coordinator.control.bells[0].ring()
+        fail_supervisor(rig, monkeypatch, ProcessError("worker 0 was killed by signal 9"))
         error = handle.exception(WATCHDOG_S)
         assert isinstance(error, DeliveryError)
         assert (error.name, str(error)) == (
@@ -274,14 +279,7 @@ def test_an_outcome_is_set_once_even_if_the_result_comes_after_the_failure(
         handle = rig.send("t", b"v")
         with rig.session.lock:
             rig.session.accumulator.seal_all()
-        supervisor: Any = rig.coordinator._supervisor
-
-        def check() -> None:
-            raise ProcessError("gone")
-
-        monkeypatch.setattr(supervisor, "check", check)
-        monkeypatch.setattr(supervisor, "next_time", lambda: 0.0)  # it is looked at only when something is to be done
-        rig.coordinator.control.bells[0].ring()
+        fail_supervisor(rig, monkeypatch, ProcessError("gone"))
         error = handle.exception(WATCHDOG_S)
         assert error is not None
         descriptor = handle._batch.descriptor
@@ -309,14 +307,7 @@ def test_a_bug_in_the_background_thread_is_told_and_leaves_nobody_waiting(
         rig.send("t", b"v").result(WATCHDOG_S)
         rig.thread.hold()
         handle = rig.send("t", b"v")
-        supervisor: Any = rig.coordinator._supervisor
-
-        def check() -> None:
-            raise LookupError("oops")
-
-        monkeypatch.setattr(supervisor, "check", check)
-        monkeypatch.setattr(supervisor, "next_time", lambda: 0.0)  # it is looked at only when something is to be done
-        rig.coordinator.control.bells[0].ring()
+        fail_supervisor(rig, monkeypatch, LookupError("oops"))
         assert "slabpress failed inside: LookupError('oops'); please report it" in str(handle.exception(WATCHDOG_S))
         with pytest.raises(ProcessError, match="please report it"):
             rig.send("t", b"v")
