@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in nineteen pieces that can each be read in one sitting, included below.
+One module in twenty pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
@@ -199,6 +199,7 @@ PAUSED = 5
 
 include "native/memory.pxi"
 include "native/sleeper.pxi"
+include "native/alarm.pxi"
 include "native/batches.pxi"
 include "native/shares.pxi"
 include "native/queue.pxi"

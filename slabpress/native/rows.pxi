@@ -6,6 +6,8 @@ cdef class ArrowSource(Source):
     Args:
         data: an object with ``__arrow_c_array__`` or ``__arrow_c_stream__``.
         timestamp_ms: of every record, if no column has it; None is now.
+        in_memory: the stream neither reads, computes nor waits: the interpreter is kept while it is asked. Given away
+            for the microsecond that a table takes, it wakes a thread that waits for it and finds it taken again.
 
     Attributes:
         is_struct: whether the rows have columns; else they are the column.
@@ -19,10 +21,12 @@ cdef class ArrowSource(Source):
     cdef Py_ssize_t value_at, key_at, stamp_at
     cdef int64_t row
     cdef bint fresh  # the chunk is an array that was not begun yet
+    cdef bint in_memory
     cdef readonly bint is_struct
     cdef readonly list fields
 
-    def __init__(self, data, timestamp_ms):
+    def __init__(self, data, timestamp_ms, bint in_memory=False):
+        self.in_memory = in_memory
         self.timestamp = NOW if timestamp_ms is None else read_timestamp(timestamp_ms)
         if hasattr(data, "__arrow_c_array__"):
             schema, array = data.__arrow_c_array__()
@@ -57,8 +61,11 @@ cdef class ArrowSource(Source):
             raise RecordValueError("the Arrow stream was released already: data was used up by somebody else")
         self.stream = stream[0]
         stream.release = NULL
-        with nogil:
+        if self.in_memory:
             code = self.stream.get_schema(&self.stream, &self.schema)
+        else:
+            with nogil:
+                code = self.stream.get_schema(&self.stream, &self.schema)
         if code != 0:
             self.schema.release = NULL
             raise RecordValueError(f"the Arrow stream has no schema: {self.last_error(code)}")
@@ -118,8 +125,11 @@ cdef class ArrowSource(Source):
             self.release_chunk()
             if self.stream.release == NULL:
                 return False
-            with nogil:
+            if self.in_memory:
                 code = self.stream.get_next(&self.stream, &self.chunk)
+            else:
+                with nogil:
+                    code = self.stream.get_next(&self.stream, &self.chunk)
             if code != 0:
                 self.chunk.release = NULL  # it holds nothing
                 raise RecordValueError(f"the Arrow stream failed after {self.taken} records: {self.last_error(code)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from mmap import mmap
 from typing import Final, Protocol, TypeAlias
 
@@ -129,7 +130,7 @@ def arrow_source(data: ArrowData, value: str | None, key: str | None, timestamp_
             f"batch, an array), not {type(data).__name__}"
         )
     of_all = timestamp_ms if not isinstance(timestamp_ms, str) else None
-    source = ArrowSource(data, of_all)
+    source = ArrowSource(data, of_all, is_in_memory(data))
     try:
         of_each = timestamp_ms if isinstance(timestamp_ms, str) else None
         source.choose(
@@ -141,6 +142,19 @@ def arrow_source(data: ArrowData, value: str | None, key: str | None, timestamp_
         source.close()
         raise
     return source
+
+
+def is_in_memory(data: object) -> bool:
+    """Whether the data's stream hands out what lies in memory, and no more: a table, or a column, of pyarrow's own.
+
+    Of no other stream is that known: a reader may read a file, or wait for a thread that needs the interpreter; nor of
+    types derived from these, which may export what they like.
+    """
+    pyarrow = sys.modules.get("pyarrow")  # not imported: who has a table has done so
+    return pyarrow is not None and type(data) in (
+        getattr(pyarrow, "Table", None),
+        getattr(pyarrow, "ChunkedArray", None),
+    )
 
 
 def _only(source: ArrowSource, value: str | None) -> int:

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import threading
-import time
 import weakref
 from typing import Final
 
@@ -124,19 +122,19 @@ class Coordinator:
 
     def _sleep(self) -> bool:
         """Wait until something is due or somebody rings; whether a child has died or said something."""
-        control = self.control
-        for session in self._sessions:
-            session.sender.next_turn_s = math.inf  # it is not known yet: whoever opens a batch rings
+        control, alarm = self.control, self.control.alarm
+        alarm.forget()
         control.lie_down(COORDINATOR)
         times = [session.rest() for session in self._sessions]
         times.append(self._supervisor.next_time())
         self._look_who_has_let_go()
         due = min((time_s for time_s in times if time_s is not None), default=None)
-        timeout = None if due is None else max(0.0, due - time.monotonic())
-        for session in self._sessions:
-            session.sender.next_turn_s = math.inf if due is None else due
+        if self._stopping:
+            due = 0.0
+        if due is not None:
+            alarm.set(int(due * 1e9), ring=False)
         try:
-            return bool(control.bells[COORDINATOR].wait(0.0 if self._stopping else timeout, self._supervisor.watched))
+            return bool(alarm.wait(self._supervisor.watched))
         finally:
             control.get_up(COORDINATOR)
 

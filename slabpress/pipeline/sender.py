@@ -11,7 +11,6 @@ A record that is refused on this way has left nothing behind.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -34,13 +33,14 @@ from slabpress.plan import MemoryPlan
 from slabpress.records import Headers, Part
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, Control
+from slabpress.shm.control import Control
 from slabpress.shm.states import BATCH_STATES, FREE, OUTPUT_STATES, SLAB_STATES
 
 _T = TypeVar("_T")
 
 # A wake-up that was lost with a dead process costs the first in line this long, not for ever (law 3).
 _LOOK_AGAIN_S: Final = 1.0
+_LOOK_AGAIN_NS: Final = 1_000_000_000
 
 
 class Sender:
@@ -50,8 +50,6 @@ class Sender:
         lock: the producer's lock: guards the accumulator, the topics and the line.
         fast_lane: the native way of records that need not wait.
         lookup: finds topics.
-        next_turn_s: when the coordinator's thread, which sleeps, will look around by itself, in monotonic seconds;
-            -inf once it was rung for a batch, until it lies down anew.
         refusal: makes the error that every call gets once the producer is closed, broken or forked; None
             while it is usable.
     """
@@ -71,14 +69,13 @@ class Sender:
         self.line = RoomLine(lock, pressure.must_wait)
         self._turns = self.line.turns
         self.fast_lane = FastLane(lock, accumulator.writer, topics.known)
-        self.next_turn_s = math.inf
         self.refusal: Callable[[], SlabpressError] | None = None
         self._max_block_ms = config.max_block_ms
         self._buffer_memory = config.buffer_memory
         self._max_request_size = config.max_request_size
         self._plan = plan
         self._arena = arena
-        self._control = control
+        self._alarm = control.alarm
         self._accumulator = accumulator
         self._pressure = pressure
         self._writer = accumulator.writer
@@ -189,27 +186,18 @@ class Sender:
         the way of every record that comes alone. Of those that come faster than acknowledgements only the first goes
         like this; the rest gather until the coordinator comes by.
 
-        Otherwise the coordinator is rung for the only open batch's first record, if it would sleep past its linger
-        time. Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line would be
-        called, open one and ring for ever (95 % of a core while acknowledgements were stopped). And not for every
-        batch: a ring is 20 us, with the interpreter handed over and back; it looks around as often as batches linger.
+        Otherwise the coordinator's alarm is set for the only open batch's first record, if it would sleep past its
+        linger time. Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line
+        would be called, open one and ring for ever (95 % of a core while acknowledgements were stopped).
         """
         if may_seal and self._accumulator.lingers_not and not batch.topic.under_way:
             self._accumulator.seal(batch)
-            if self.next_turn_s == math.inf:
-                self._ring_coordinator()  # or nobody would make up for a ring that goes to a stopped process
+            # Or nobody would make up for a ring that goes to a stopped process.
+            self._alarm.set(time.monotonic_ns() + _LOOK_AGAIN_NS)
         elif self._accumulator.lingering == 1:
             due_ns = self._accumulator.next_linger_ns()
-            if due_ns is not None and due_ns < self.next_turn_s * 1e9:
-                self._ring_coordinator()
-
-    def _ring_coordinator(self) -> None:
-        """Have it look around, once until it has done so: to get the interpreter's lock may take it five milliseconds.
-
-        Two rings in every send_many() of 5,000 records, for nothing, were 70 of 215 us.
-        """
-        self._control.wake(COORDINATOR)
-        self.next_turn_s = -math.inf  # only now: a signal handler may raise before it is rung
+            if due_ns is not None:
+                self._alarm.set(due_ns)
 
     def open_batch(self, topic: Topic, partition: int | None) -> Batch | None:
         """The partition's open batch, opened if need be; None while no descriptor is free.

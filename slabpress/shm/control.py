@@ -14,7 +14,7 @@ import contextlib
 import os
 from typing import Final
 
-from slabpress._native import Memory, Watch
+from slabpress._native import Alarm, Memory, Watch
 from slabpress.shm.doorbell import Doorbell
 from slabpress.shm.layout import LINE_BYTES, PAGE_BYTES, WORKERS_MAX, align
 from slabpress.shm.segment import create_segment, map_segment
@@ -39,11 +39,15 @@ class Control:
     Args:
         descriptor: the control block's file descriptor, taken over.
         bells: one doorbell a slot.
+
+    Attributes:
+        alarm: when the coordinator gets up by itself; of the job alone.
     """
 
     def __init__(self, descriptor: int, bells: list[Doorbell]) -> None:
         self.descriptor = descriptor
         self.bells = bells
+        self.alarm = Alarm(*bells[COORDINATOR].descriptors)
         self._sleeping_at = [self._line(slot) + _SLEEPING for slot in range(len(bells))]
         self._mapping = map_segment(descriptor, CONTROL_BYTES)
         self.memory = Memory(self._mapping)

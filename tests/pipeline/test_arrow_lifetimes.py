@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from slabpress._native import ArrowSource
 from slabpress.errors import BufferFullError, RecordError, RecordTooLargeError, RecordTypeError, RecordValueError
+from slabpress.pipeline.columns import is_in_memory
 from tests.pipeline.instant import WATCHDOG_S, Rig
 from tests.support.arrow_exporter import EIO, NO_ARRAY, Exporter
 
@@ -174,3 +176,32 @@ def test_what_an_exporter_raises_goes_to_the_caller() -> None:
         with pytest.raises(KeyError, match="nothing here"):
             rig.producer.send_arrow("t", Broken())
         assert not issubclass(KeyError, RecordError)
+
+
+def test_a_stream_is_asked_without_the_interpreter_unless_it_lies_in_memory() -> None:
+    exporter = Exporter()
+    assert not _next_chunk(exporter.stream_that_tells_who_has_the_interpreter(of_schema=False), in_memory=False)
+    for of_schema in (False, True):
+        data = exporter.stream_that_tells_who_has_the_interpreter(of_schema=of_schema)
+        with pytest.raises(RecordValueError, match="Operation not permitted"):  # which is error 1
+            _next_chunk(data, in_memory=True)
+    with Rig({"t": 1}) as rig:
+        data = exporter.stream_that_tells_who_has_the_interpreter(of_schema=False)
+        assert rig.producer.send_arrow("t", data).accepted == 0, "asked without: it is nobody's that is known"
+
+
+def _next_chunk(data: Any, *, in_memory: bool) -> bool:
+    source = ArrowSource(data, None, in_memory)
+    try:
+        source.choose(0, -1, -1)
+        return source.next_chunk()
+    finally:
+        source.close()
+
+
+def test_only_pyarrows_own_tables_and_columns_are_known_to_lie_in_memory() -> None:
+    table = pa.table({"v": [b"a"]})
+    assert is_in_memory(table)
+    assert is_in_memory(table["v"])
+    for other in (table.to_reader(), Exporter().stream([]), table.to_pydict(), None):
+        assert not is_in_memory(other)

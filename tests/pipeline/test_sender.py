@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import select
 import threading
 import time
@@ -421,7 +420,7 @@ def test_a_first_record_rings_the_coordinator_and_one_that_finds_no_room_does_no
         assert _is_rung(rig)
         rig.accumulator.seal_all()
         rig.control.bells[COORDINATOR].drain()
-        rig.sender.next_turn_s = math.inf  # it has come, and lies down again
+        rig.control.alarm.forget()  # it has come, and lies down again
         taken = rig.arena.slabs.claim(rig.arena.slabs.count_free(), SLAB_SEALED)
         with pytest.raises(BufferFullError):
             rig.send_many([b"b"], partition=1) if many else rig.send(b"b", partition=1)
@@ -440,15 +439,30 @@ def test_without_linger_a_record_is_sealed_by_who_sends_it_unless_one_of_its_top
     with parts(linger_ms=0) as rig:
         topic = rig.topic("t", 2)
         rig.control.lie_down(COORDINATOR)
-        rig.sender.next_turn_s = 0.0  # it will look around by itself, and make up for a ring that is lost
+        rig.control.alarm.set(0, ring=False)  # it will look around by itself, and make up for a ring that is lost
         send(b"a")
         assert (rig.accumulator.open_batches, topic.under_way) == (0, {1: 1})
         assert not _is_rung(rig)
-        rig.sender.next_turn_s = math.inf
+        rig.control.alarm.forget()
         send(b"b")
         assert rig.accumulator.open_batches == 1
         assert _is_rung(rig)
         rig.accumulator.seal_all()
+
+
+def test_who_seals_without_linger_has_the_coordinator_look_within_a_second() -> None:
+    """It makes up for a ring that is lost, which nothing else would."""
+    for turn_in_s in (None, 3600.0):
+        with parts(linger_ms=0) as rig:
+            rig.topic("t", 1)
+            rig.control.lie_down(COORDINATOR)
+            if turn_in_s is not None:
+                rig.control.alarm.set(time.monotonic_ns() + int(turn_in_s * 1e9), ring=False)
+            rig.send(b"a", partition=0)
+            assert rig.accumulator.open_batches == 0
+            assert _is_rung(rig)
+            assert rig.control.alarm.due_ns is not None
+            assert rig.control.alarm.due_ns <= time.monotonic_ns() + 1_000_000_000
 
 
 def test_without_linger_a_call_of_many_records_fills_its_batches() -> None:
@@ -467,7 +481,8 @@ def test_the_coordinator_is_rung_for_a_batch_only_if_it_would_sleep_past_its_lin
         rig.topic("t", 3)
         rig.control.lie_down(COORDINATOR)
         for partition, turn_in_s, is_rung in ((0, 30.0, False), (1, 90.0, True), (2, 0.0, False)):
-            rig.sender.next_turn_s = time.monotonic() + turn_in_s
+            rig.control.alarm.forget()
+            rig.control.alarm.set(time.monotonic_ns() + int(turn_in_s * 1e9), ring=False)
             rig.send_many([b"a"], partition=partition) if many else rig.send(b"a", partition=partition)
             assert _is_rung(rig) == is_rung
             rig.control.bells[COORDINATOR].drain()
@@ -489,7 +504,7 @@ def test_a_coordinator_that_was_rung_is_not_rung_again_until_it_lies_down_anew(m
         rig.topic("t", 1)
         rig.control.lie_down(COORDINATOR)
         assert [send() for _ in range(3)] == [True, False, False]
-        rig.sender.next_turn_s = math.inf
+        rig.control.alarm.forget()
         assert [send() for _ in range(2)] == [True, False]
 
 
@@ -497,16 +512,17 @@ def test_a_coordinator_that_is_about_to_sleep_is_rung() -> None:
     """It has said that it sleeps, and does not know for how long yet."""
     with Rig({"t": 1}, linger_ms=60_000) as rig:
         rig.send("t", b"a")
+        alarm = rig.coordinator.control.alarm
         rested, rest = [], rig.session.rest
 
         def look() -> float | None:
-            rested.append(rig.sender.next_turn_s)
+            rested.append(alarm.due_ns)
             return rest()
 
         rig.session.rest = look  # type: ignore[method-assign]
         rig.coordinator.control.bells[COORDINATOR].ring()
-        until(lambda: bool(rested) and rig.sender.next_turn_s < math.inf)
-        assert rested == [math.inf] * len(rested)
+        until(lambda: bool(rested) and alarm.due_ns is not None)
+        assert rested == [None] * len(rested)
 
 
 @pytest.mark.parametrize("many", [False, True])

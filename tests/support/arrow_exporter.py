@@ -221,6 +221,17 @@ class Exporter:
         made.release = self._address(self._release["stream"])
         return _WithStream(self._capsule(made, b"arrow_array_stream"))
 
+    def stream_that_tells_who_has_the_interpreter(self, *, of_schema: bool) -> Any:
+        """A stream whose schema, or whose first chunk, is error 1 if it is asked for with the interpreter held."""
+        data = self.stream([], error=None)
+        made = _Stream.from_address(_capsule_pointer(id(data.capsule), b"arrow_array_stream"))
+        is_held = self._address(ctypes.pythonapi.PyGILState_Check)
+        if of_schema:
+            made.get_schema = is_held
+        else:
+            made.get_next = is_held
+        return data
+
     def new_schema(self, arrow_format: bytes = b"z", columns: Sequence[bytes] = ()) -> _Schema:
         """A schema."""
         return self.fill_schema(_Schema(), arrow_format, columns)
@@ -248,7 +259,7 @@ class _WithArray:
 
 class _WithStream:
     def __init__(self, capsule: object) -> None:
-        self._capsule = capsule
+        self.capsule = capsule
 
     def __arrow_c_stream__(self, requested_schema: object = None, /) -> object:
-        return self._capsule
+        return self.capsule
