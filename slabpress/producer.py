@@ -220,6 +220,7 @@ class Producer(Sends):
             ProducerClosedError, ForkedError, ProcessError: the producer cannot be used (any more).
         """
         self._check_usable("flush")
+        self._session.watch.have_results_taken()
         self._session.flush(timeout)
         self._session.raise_unseen()
 

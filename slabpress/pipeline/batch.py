@@ -112,6 +112,7 @@ class Batch(OpenBatch):
         watch = self.watch
         if self.outcome is None:
             watch.check_not_forked()
+            watch.have_results_taken()
             with watch.changed:
                 if not watch.wait_for(handle.done, timeout):
                     raise TimeoutError(f"record for {self.topic.name}-{self.partition} not resolved within {timeout} s")

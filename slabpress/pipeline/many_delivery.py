@@ -35,6 +35,8 @@ class ManyDelivery:
             return []
         watch = self._batches[0].watch
         watch.check_not_forked()
+        if not self.done():
+            watch.have_results_taken()
         with watch.changed:
             if not watch.wait_for(self.done, timeout):
                 raise TimeoutError(f"{self.accepted} records not resolved within {timeout} s")

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from slabpress._native import DeliveryHandle, Sleeper
+from slabpress._native import DeliveryHandle, Mutex, Sleeper
 from slabpress.errors import DeliveryError, DeliveryTimeoutError, SlabpressError
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.outcomes import Outcome
@@ -97,19 +97,20 @@ class Reporter:
         self._is_asleep = False
         self._queue: deque[Batch | tuple[DoneCallback, DeliveryHandle] | None] = deque()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._ended = False
+        self._starting = Mutex()  # a signal handler may wait for a result, in a thread that is just about to
         watch.start_callbacks = self.start
         watch.call_later = lambda callback, handle: self._put((callback, handle))
         if on_delivery is not None:
             self.start()
 
     def start(self) -> None:
-        """Start the callback thread, in the thread that first asks for a callback.
+        """Start the callback thread, in the thread that first asks for a callback or waits for a result.
 
         Not when the first one is due: at interpreter exit Python 3.12 starts no threads any more.
         """
-        if self._watch.forked:
-            return  # it would sleep on the parent's word, and be woken in its thread's place
+        if self._watch.forked or self._ended:
+            return  # it would sleep on the parent's word, and be woken in its thread's place; or on a word that is gone
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="slabpress-callbacks", daemon=True)
@@ -139,7 +140,8 @@ class Reporter:
         return threading.current_thread() is self._thread
 
     def stop(self, timeout_s: float | None) -> bool:
-        """End the callback thread after what is queued; whether it ended in time."""
+        """End the callback thread after what is queued; whether it ended in time. It is not started any more."""
+        self._ended = True
         if self._thread is None:
             return True
         self._put(None)

@@ -325,3 +325,55 @@ def test_a_forked_child_that_asks_a_delivered_handle_for_a_callback_starts_no_th
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+WAITS: dict[str, Callable[[Rig], object]] = {
+    "result": lambda rig: rig.send("t", b"v").result(WATCHDOG_S),
+    "exception": lambda rig: rig.send("t", b"v").exception(WATCHDOG_S),
+    "many results": lambda rig: rig.send_many("t", [b"v"]).result(WATCHDOG_S),
+    "flush": lambda rig: rig.flush(),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_who_waits_for_a_result_has_a_thread_sleep_for_it(name: str) -> None:
+    with Rig({"t": 1}) as rig:
+        rig.send("t", b"first")
+        until(lambda: not rig.pending())
+        assert CALLBACKS not in _threads()
+        for _ in range(2):
+            WAITS[name](rig)
+            assert _threads().count(CALLBACKS) == 1
+        until(lambda: _is_asleep(rig))
+    assert CALLBACKS not in _threads()
+
+
+def _threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_without_another_thread_to_be_had_the_coordinators_takes_results_in(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Rig({"t": 1}) as rig:
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        WAITS[name](rig)
+        assert CALLBACKS not in _threads()
+
+
+def test_a_closed_producers_handles_start_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would sleep on a word that is gone."""
+    called: list[str] = []
+    with Rig({"t": 1}) as rig:
+        handle = rig.send("t", b"v")
+        until(lambda: not rig.pending())
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    handle.add_done_callback(lambda _: called.append(threading.current_thread().name))
+    assert called == [threading.current_thread().name]
+    rig.session.watch.have_results_taken()
+    assert started == []
