@@ -76,6 +76,7 @@ class Session:
             self.accumulator = Accumulator(self.arena, plan, config.linger_ms * 1_000_000, control, self.watch, rng)
             pressure = Pressure(self.arena, self.accumulator)
             self.sender = Sender(config, plan, self.arena, control, self.lock, self.accumulator, pressure, self._topics)
+            self.sender.nudge_ns = int(_NUDGE_S * 1e9)
             self._intake = Intake(
                 self.arena, control, self.lock, self.accumulator, pressure, self.sender.line, self.watch, on_delivery
             )

@@ -439,7 +439,6 @@ def test_a_batch_that_its_sender_sealed_is_rung_for_again_though_the_coordinator
 ) -> None:
     """The first ring may have gone to a process that is stopped; nobody but the coordinator makes up for it."""
     monkeypatch.setattr("slabpress.pipeline.session._NUDGE_S", 0.01)
-    monkeypatch.setattr("slabpress.pipeline.sender._LOOK_AGAIN_NS", 10_000_000)
     with Rig() as rig:
         rig.send("t", b"first").result(WATCHDOG_S)
         rig.thread.hold()

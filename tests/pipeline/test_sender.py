@@ -450,19 +450,21 @@ def test_without_linger_a_record_is_sealed_by_who_sends_it_unless_one_of_its_top
         rig.accumulator.seal_all()
 
 
-def test_who_seals_without_linger_has_the_coordinator_look_within_a_second() -> None:
+@pytest.mark.parametrize("linger_ms", [0, 60_000])
+def test_who_opens_a_batch_has_the_coordinator_look_within_a_second_whoever_seals_it(linger_ms: int) -> None:
     """It makes up for a ring that is lost, which nothing else would."""
     for turn_in_s in (None, 3600.0):
-        with parts(linger_ms=0) as rig:
+        with parts(linger_ms=linger_ms) as rig:
             rig.topic("t", 1)
             rig.control.lie_down(COORDINATOR)
             if turn_in_s is not None:
                 rig.control.alarm.set(time.monotonic_ns() + int(turn_in_s * 1e9), ring=False)
             rig.send(b"a", partition=0)
-            assert rig.accumulator.open_batches == 0
+            assert rig.accumulator.open_batches == (1 if linger_ms else 0)
             assert _is_rung(rig)
             assert rig.control.alarm.due_ns is not None
             assert rig.control.alarm.due_ns <= time.monotonic_ns() + 1_000_000_000
+            rig.accumulator.seal_all()
 
 
 def test_without_linger_a_call_of_many_records_fills_its_batches() -> None:
@@ -478,6 +480,7 @@ def test_without_linger_a_call_of_many_records_fills_its_batches() -> None:
 @pytest.mark.parametrize("many", [False, True])
 def test_the_coordinator_is_rung_for_a_batch_only_if_it_would_sleep_past_its_linger_time(many: bool) -> None:
     with parts(linger_ms=60_000) as rig:
+        rig.sender.nudge_ns = 3600 * 1_000_000_000
         rig.topic("t", 3)
         rig.control.lie_down(COORDINATOR)
         for partition, turn_in_s, is_rung in ((0, 30.0, False), (1, 90.0, True), (2, 0.0, False)):
