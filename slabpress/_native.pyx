@@ -5,13 +5,14 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in twenty pieces that can each be read in one sitting, included below.
+One module in twenty-two pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -203,6 +204,8 @@ include "native/alarm.pxi"
 include "native/batches.pxi"
 include "native/shares.pxi"
 include "native/queue.pxi"
+include "native/record_lock.pxi"
+include "native/working.pxi"
 include "native/promises.pxi"
 include "native/sending.pxi"
 include "native/watch.pxi"

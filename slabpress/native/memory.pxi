@@ -256,8 +256,11 @@ cdef class Blocks:
 
     def trim(self, uint32_t first, Py_ssize_t keep):
         """Cut the chain after its first ``keep`` (>= 1) blocks and free the rest; how many were freed."""
+        return self.cut(first, keep)
+
+    cdef Py_ssize_t cut(self, uint32_t first, Py_ssize_t keep) except -1:
         cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
-        cdef uint32_t index = first, rest
+        cdef uint32_t index = first, rest, following
         cdef Py_ssize_t step, freed = 0
         if keep < 1:
             raise ValueError(f"keep {keep} blocks: at least 1")
@@ -267,12 +270,13 @@ cdef class Blocks:
             index = nexts[index]
         if index >= <uint32_t>self.count:
             raise ValueError(f"chain from block {first} has fewer than {keep} blocks")
-        rest = nexts[index]
-        nexts[index] = C_NONE
-        index = rest
-        while index != C_NONE:
+        rest = following = nexts[index]
+        while following != C_NONE:
+            if following >= <uint32_t>self.count or freed >= self.count:
+                raise ValueError(f"chain from block {first} leaves the table of {self.count} blocks")
             freed += 1
-            index = nexts[index]
+            following = nexts[following]
+        nexts[index] = C_NONE
         self.paint(rest, self.free)
         return freed
 
@@ -311,11 +315,15 @@ cdef class Blocks:
             first: the first block.
             length: bytes; None for the whole chain.
         """
+        return self.runs_of(first, -1 if length is None else max(0, length))
+
+    cdef list runs_of(self, uint32_t first, Py_ssize_t length):
+        """``runs``; the whole chain for a length of -1."""
         cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
         cdef uint32_t index = first, begin
-        cdef bint whole = length is None
-        cdef Py_ssize_t left = 0 if whole else length, size, steps = 0
-        parts = []
+        cdef bint whole = length < 0
+        cdef Py_ssize_t left = length, size, steps = 0
+        cdef list parts = []
         while index != C_NONE if whole else left > 0:
             begin = index
             size = 0
@@ -334,15 +342,29 @@ cdef class Blocks:
                 self.memory.at(self.data + <Py_ssize_t>begin * self.block_bytes, size), size, PyBUF_WRITE))
         return parts
 
+    cdef int pour(self, uint32_t first, const char *data, Py_ssize_t length) except -1:
+        """Copy bytes into a chain, which must have room for them."""
+        cdef uint32_t *nexts = <uint32_t *>self.memory.at(self.nexts, 4 * self.count)
+        cdef uint32_t index = first
+        cdef Py_ssize_t part
+        while length > 0:
+            if index >= <uint32_t>self.count:
+                raise ValueError(f"chain from block {first} is {length} bytes short")
+            part = min(length, self.block_bytes)
+            memcpy(self.memory.at(self.data + <Py_ssize_t>index * self.block_bytes, part), data, part)
+            data += part
+            length -= part
+            index = nexts[index]
+        return 0
+
     cdef bint has_free(self, Py_ssize_t wanted) except -1:
         """Whether so many blocks are free: looks no further than it has to."""
         cdef char *states = self.memory.at(self.states, 4 * self.count)
-        cdef Py_ssize_t index, found = 0
-        for index in range(self.own, self.count):
-            if found >= wanted:
-                break
-            if sp_load32(states + 4 * index) == self.free:
-                found += 1
+        cdef Py_ssize_t start = self.own, size, found = 0
+        while found < wanted and start < self.count:
+            size = min(WORDS_AT_ONCE, self.count - start)
+            found += sp_count32(states + 4 * start, size, self.free)
+            start += size
         return found >= wanted
 
     def count_free(self):

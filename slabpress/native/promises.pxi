@@ -36,9 +36,30 @@ cdef class Promises:
 
     def promise(self, Py_ssize_t worker, uint64_t batches):
         """The worker will soon look again; whether more than so many batches wait, too many for it alone."""
+        return self.is_more_than(worker, batches)
+
+    cdef bint is_more_than(self, Py_ssize_t worker, uint64_t batches) except -1:
         cdef uint64_t head = sp_load64(self.memory.at(self.head_at, 8))
         sp_store64(self.word(worker), head + batches)
         return sp_load64(self.memory.at(self.tail_at, 8)) > head + batches
+
+    def begin(self, Py_ssize_t worker, double takes_ns, double soon_ns, double worth_ns):
+        """``promise`` for a batch that takes so long, if it is short: for all that takes ``worth_ns`` together.
+
+        Args:
+            worker: whose promise.
+            takes_ns: how long the batch will take.
+            soon_ns: how long at most the worker may be away.
+            worth_ns: how much work it does alone.
+
+        Returns:
+            Into how many batches that work goes if more wait; 0 if not; -1 if it takes too long, and nothing was promised.
+        """
+        cdef uint64_t batches
+        if takes_ns > soon_ns:
+            return -1
+        batches = <uint64_t>(worth_ns / takes_ns)
+        return batches if self.is_more_than(worker, batches) else 0
 
     def withdraw(self, Py_ssize_t worker):
         """The worker promises nothing any more; it looks once more after this, with a fence between."""

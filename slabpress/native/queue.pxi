@@ -1,5 +1,12 @@
 # What a worker reads before it is admitted to a batch.
 
+cdef struct Candidate:
+    # A batch that a worker may be admitted to.
+    Py_ssize_t index, needed
+    uint32_t first_slab
+    uint64_t seal_number
+
+
 cdef class SealedQueue:
     """The sealed batches as a worker sees them, in one look; it changes nothing.
 
@@ -64,35 +71,42 @@ cdef class SealedQueue:
         return (sp_load64(self.memory.at(self.splits_at, 8)) != 0
                 and self.states.find(self.oversize_state) >= 0)
 
-    def is_empty(self):
-        """Whether nothing at all waits to be admitted."""
+    cdef char *descriptor(self, Py_ssize_t index) except NULL:
+        if index < 0 or index >= self.states.count:
+            raise IndexError(f"batch {index} of {self.states.count}")
+        return self.memory.at(self.descriptors + index * self.descriptor_bytes, self.descriptor_bytes)
+
+    cdef bint is_ring_empty(self) except -1:
+        """Whether nothing in the seal ring waits for a worker."""
         # The head first: both ends only grow, so a head that is as far as a later tail is as far as it now.
         cdef uint64_t head = sp_load64(self.memory.at(self.head_at, 8))
-        if not self.is_direct and head != sp_load64(self.memory.at(self.tail_at, 8)):
-            return False
-        return not self.any_aside() and not self.any_piece()
+        return self.is_direct or head == sp_load64(self.memory.at(self.tail_at, 8))
 
-    def first(self):
-        """The ring's first batch, if it may be admitted now and nothing goes before it; else None.
+    def is_empty(self):
+        """Whether nothing at all waits to be admitted."""
+        return self.is_ring_empty() and not self.any_aside() and not self.any_piece()
 
-        Returns:
-            (descriptor index, output buffers that it needs, first slab, seal number), valid as long as the caller holds
-            the admission lock; to any other caller a hint.
-        """
+    cdef bint look(self, Candidate *found) except -1:
+        """Whether the ring's first batch may be admitted now and nothing goes before it."""
         cdef uint64_t head = sp_load64(self.memory.at(self.head_at, 8))
-        cdef Py_ssize_t index, needed
         cdef char *descriptor
         if self.is_direct or head == sp_load64(self.memory.at(self.tail_at, 8)) or self.any_aside() or self.any_piece():
-            return None
-        index = sp_load32(self.ring.word(<Py_ssize_t>(head % <uint64_t>self.ring.count)))
-        if sp_load32(self.states.word(index)) != self.sealed_state:
-            return None
-        descriptor = self.memory.at(self.descriptors + index * self.descriptor_bytes, self.descriptor_bytes)
+            return False
+        found.index = sp_load32(self.ring.word(<Py_ssize_t>(head % <uint64_t>self.ring.count)))
+        if sp_load32(self.states.word(found.index)) != self.sealed_state:
+            return False
+        descriptor = self.descriptor(found.index)
         # A state alone does not tell: the descriptor may be in use again, sealed with a later number.
         if sp_load64(descriptor + self.seal_number_at) != head + 1:
-            return None
-        needed = <Py_ssize_t>((sp_load64(descriptor + self.commit_at) >> 32) + self.outputs.block_bytes - 1)
-        needed = max(1, needed // self.outputs.block_bytes)
-        if not self.outputs.has_free(needed + self.leave) or self.shares.is_over(self.shares.leader_of(descriptor)):
-            return None
-        return index, needed, (<uint32_t *>(descriptor + self.first_slab_at))[0], head + 1
+            return False
+        found.needed = <Py_ssize_t>((sp_load64(descriptor + self.commit_at) >> 32) + self.outputs.block_bytes - 1)
+        found.needed = max(1, found.needed // self.outputs.block_bytes)
+        found.first_slab = (<uint32_t *>(descriptor + self.first_slab_at))[0]
+        found.seal_number = head + 1
+        return (self.outputs.has_free(found.needed + self.leave)
+                and not self.shares.is_over(self.shares.leader_of(descriptor)))
+
+    def is_ready(self):
+        """Whether the ring's first batch may be admitted now and nothing goes before it: a hint without the lock."""
+        cdef Candidate found
+        return self.look(&found)

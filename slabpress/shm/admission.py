@@ -16,7 +16,8 @@ In a direct arena (no compression) nothing sealed waits for a worker: only piece
 output buffers are theirs alone.
 
 The lock is the operating system's record lock on one byte of the arena's file: the kernel releases it when its
-holder dies, so whoever takes it next must be ready to find any prefix of ``_admit``'s steps done:
+holder dies, so whoever takes it next must be ready to find any prefix of ``_admit``'s steps done, or of those of
+``WorkPoint.admit`` (native/working.pxi), which is ``_admit`` for the ordinary case in one native step:
 
     1. output buffers FILLING, in no batch's chain    recover frees them
     2. batch COMPRESSING or PARKED, head not yet moved    the next holder moves the head on
@@ -26,13 +27,9 @@ A worker may also die after it published a batch and before it freed the batch's
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Iterator
 from typing import Final
 
-from slabpress._native import NONE
+from slabpress._native import NONE, Task
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors
@@ -60,6 +57,9 @@ class Admission:
     Args:
         arena: the arena.
         worker: the index that this worker signs batches with.
+
+    Attributes:
+        point: the worker's native steps.
     """
 
     def __init__(self, arena: Arena, worker: int) -> None:
@@ -69,22 +69,11 @@ class Admission:
         self._shares = arena.output_shares
         self._leave = arena.geometry.split_outputs
         self._worker = worker
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the admission lock; waits with the GIL released."""
-        self._lock(fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            self._lock(fcntl.LOCK_UN)
-
-    def _lock(self, operation: int) -> None:
-        fcntl.lockf(self._arena.descriptor, operation, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
+        self.point = arena.work_point(worker)
 
     def has_work(self) -> bool:
         """Whether ``take`` would probably find a batch: a look without the lock."""
-        if self._arena.sealed_queue.first() is not None:
+        if self._arena.sealed_queue.is_ready():
             return True
         if self._arena.sealed_queue.is_empty():
             return False
@@ -107,31 +96,25 @@ class Admission:
                 return True
         return free >= self._outputs_needed(index) + self._leave
 
-    def take(self) -> int | None:
-        """Be admitted to the next batch: its descriptor index, or None while there is none or no room."""
+    def take(self) -> Task | None:
+        """Be admitted to the next batch; None while there is none or no room."""
+        task = self.point.admit()
+        if task is not None:
+            return task
         if self._arena.sealed_queue.is_empty():
             return None
-        self._lock(fcntl.LOCK_EX)
-        try:
-            first = self._arena.sealed_queue.first()
-            if first is not None:
-                return self._admit_first(*first)
-            ways = (self._adopt_orphan, self._admit_piece, self._admit)
-            for take in ways[:2] if self._arena.is_direct else ways:
-                index = take()
-                if index is not None:
-                    return index
-        finally:
-            self._lock(fcntl.LOCK_UN)
-        return None
+        with self._arena.admission_lock:
+            index = self._take_any()
+        return None if index is None else self.point.task(index)
 
-    def _admit_first(self, index: int, needed: int, first_slab: int, seal_number: int) -> int | None:
-        """Be admitted to the ring's first batch, which has room: the ordinary case of ``_admit``."""
-        if not self._give_outputs(index, needed):
-            return None
-        self._arena.slabs.mark(first_slab, owned(SLAB_COMPRESSING, self._worker))
-        self._arena.memory.store_u64(at.SEAL_HEAD_AT, seal_number)
-        return index
+    def _take_any(self) -> int | None:
+        """Be admitted to the next batch, whatever it is; its descriptor index."""
+        ways = (self._adopt_orphan, self._admit_piece, self._admit)
+        for take in ways[:2] if self._arena.is_direct else ways:
+            index = take()
+            if index is not None:
+                return index
+        return None
 
     def _admit_piece(self) -> int | None:
         """Be admitted to the next piece of the split batch that was sealed first, if there is room for one."""
@@ -149,9 +132,6 @@ class Admission:
         needed = self._outputs_needed(index)
         if self._arena.outputs.count_free() < needed + leave:
             return False
-        return self._give_outputs(index, needed)
-
-    def _give_outputs(self, index: int, needed: int) -> bool:
         first = self._arena.outputs.claim(needed, owned(OUTPUT_FILLING, self._worker))
         if first == NONE:
             return False
@@ -248,9 +228,7 @@ class Admission:
             that was stopped, so whoever recovers comes again and does not wait: the program's calls wait for it.
         """
         self._arena.promises.withdraw(dead_worker)
-        try:
-            self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._arena.admission_lock.acquire(blocking=False):
             return None
         try:
             compressing = self._compressing()
@@ -264,7 +242,7 @@ class Admission:
             self._arena.memory.store_u64(at.ORPHANS_AT, len(orphans))
             return len(orphans)
         finally:
-            self._lock(fcntl.LOCK_UN)
+            self._arena.admission_lock.release()
 
     def _reclaim_stray(self, dead_worker: int, orphans: list[int]) -> None:
         """Free the dead worker's blocks that are in no orphan's chain.

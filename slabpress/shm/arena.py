@@ -10,10 +10,10 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from slabpress._native import Blocks, Inbox, Memory, Promises, Sleeper, Words
+from slabpress._native import Blocks, Inbox, Memory, Promises, RecordLock, Sleeper, Words, WorkPoint
 from slabpress.shm import layout as at
 from slabpress.shm.layout import Geometry, Layout, layout_of
-from slabpress.shm.sealed import sealed_queue
+from slabpress.shm.sealed import sealed_queue, work_point
 from slabpress.shm.segment import create_segment, map_segment
 from slabpress.shm.sending import inbox, send_point
 from slabpress.shm.shares import output_shares, slab_shares
@@ -40,6 +40,7 @@ class Arena:
         payload_states: state word of each block of ``outputs``.
         slab_shares, output_shares: which leaders' batches have their share of them.
         sealed_queue: what waits for a worker.
+        admission_lock: held by whoever is admitted to a batch, or recovers.
         promises: which of it some worker will soon look at.
         results_sleeper: the producer's callback thread, while it sleeps until there are results.
         send_point: what the network process does with a batch.
@@ -85,6 +86,7 @@ class Arena:
         self.slab_shares = slab_shares(self)
         self.output_shares = output_shares(self)
         self.sealed_queue = sealed_queue(self)
+        self.admission_lock = RecordLock(self.memory, descriptor, at.ADMISSION_LOCK_BYTE)
         self.promises = Promises(self.memory, at.PROMISES_AT, at.WORKERS_MAX, at.SEAL_HEAD_AT, at.SEAL_TAIL_AT)
         self.results_sleeper = Sleeper(self.memory, at.RESULTS_SLEEPER_AT)
         self.send_point = send_point(self)
@@ -164,6 +166,10 @@ class Arena:
     def sealed_at(self, number: int) -> int:
         """The descriptor index of the ``number``-th sealed batch (from 0)."""
         return self.seal_ring.load(number % self.geometry.seal_ring_entries)
+
+    def work_point(self, worker: int) -> WorkPoint:
+        """For a worker with this index: what it does with batches."""
+        return work_point(self, worker)
 
     def inbox(self) -> Inbox:
         """For a network process: what others do, from the beginning."""

@@ -25,11 +25,6 @@ _ORIGIN = struct.Struct("<II")  # partition index, first slab
 _IDENTITY = struct.Struct("<qii")  # producer id, epoch, sequence
 
 CODEC_NONE: Final = 0
-# What a worker reads of a batch that it was admitted to; the upper half of the commit word is the bytes.
-_TASK = struct.Struct(
-    f"<{at.COMMIT_AT + 4}xI{at.FIRST_SLAB_AT - at.COMMIT_AT - 8}xI{at.FIRST_OUTPUT_AT - at.FIRST_SLAB_AT - 4}xIIII"
-    f"{at.DEATHS_AT - at.CODEC_AT - 4}xI{at.SPLIT_SOURCE_AT - at.DEATHS_AT - 4}xI"
-)
 
 _RECORDS_MASK = 0xFFFF_FFFF
 
@@ -77,27 +72,6 @@ class Content(NamedTuple):
     output: Output
 
 
-class Task(NamedTuple):
-    """What a worker has to know of a batch.
-
-    Attributes:
-        raw_bytes, first_slab: as in ``Sealed``.
-        first_output, output_count, payload_bytes, codec: as in ``Output``; there is nothing left to compress once
-            ``payload_bytes`` is not 0.
-        deaths: how many workers died while they compressed it.
-        source: NONE unless the batch is split (shm/splits.py).
-    """
-
-    raw_bytes: int
-    first_slab: int
-    first_output: int
-    output_count: int
-    payload_bytes: int
-    codec: int
-    deaths: int
-    source: int
-
-
 class Result(NamedTuple):
     """What the broker (or a deadline) made of it. ``code`` 0 is success; see slabpress/results.py."""
 
@@ -141,10 +115,6 @@ class Descriptors:
         partition, slab = _ORIGIN.unpack_from(view, self._at(index, at.PARTITION_INDEX_AT))
         return Sealed(commit & _RECORDS_MASK, commit >> 32, base, newest, created, partition, slab)
 
-    def task(self, index: int) -> Task:
-        """What a worker has to know of a batch that it was admitted to, in one read."""
-        return Task._make(_TASK.unpack_from(self._arena.view, self._base + index * at.DESCRIPTOR_BYTES))
-
     def set_output(self, index: int, output: tuple[int, int, int, int]) -> None:
         """Record where the batch's compressed bytes are (admission, then the worker): the fields of ``Output``."""
         _OUTPUT.pack_into(self._arena.view, self._at(index, at.FIRST_OUTPUT_AT), *output)
@@ -154,15 +124,6 @@ class Descriptors:
         memory, sealed = self._arena.memory, self.sealed(index)
         count = memory.load_u32(self._at(index, at.SLAB_COUNT_AT))
         self.set_output(index, Output(sealed.first_slab, count, sealed.raw_bytes, CODEC_NONE))
-
-    def finish_output(self, index: int, output: tuple[int, int, int, int]) -> None:
-        """Record that the compressed bytes are complete: ``payload_bytes``, which was 0, is stored last.
-
-        A worker that takes over from a dead one thus sees whether there is anything left to compress.
-        """
-        first_output, output_count, payload_bytes, codec = output
-        self.set_output(index, (first_output, output_count, 0, codec))
-        self._arena.memory.store_u32(self._at(index, at.PAYLOAD_BYTES_AT), payload_bytes)
 
     def output(self, index: int) -> Output:
         """The worker's side of a descriptor."""

@@ -181,7 +181,7 @@ class Child:
         given, self._given = self._given, []
         self._mapped += len(given)
         seen = self.control.changes()
-        # Nothing but a word is looked at while nothing changes: a busy worker asks before every batch.
+        # Nothing but a word is looked at while nothing changes.
         if seen != self._changes_seen:
             self._changes_seen = seen
             said = self._channel.take() if self._channel is not None else []

@@ -32,7 +32,7 @@ class Worker:
     def follow_changes(self) -> None:
         """Take on arenas that were added, let go those that were taken away."""
         if not self._child.has_changes():
-            return  # a busy worker asks before every batch
+            return
         self._calls.go_away()  # it may take long
         for change in self._child.changes():
             if change.arena is not None:
@@ -73,16 +73,31 @@ def main(argv: list[str]) -> int:
     worker = Worker(child)
     worker.follow_changes()
     child.running()
+    run(child, worker)
+    return 0
+
+
+def run(child: Child, worker: Worker) -> None:
+    """The worker's turns, until it has to end."""
+    orders = child.control.watch(child.slot)  # before the first look at what it tells of
     while not child.control.stopping:
         worker.follow_changes()
-        if worker.work() or worker.sleep():
-            if child.orphaned and not child.is_alive(NETWORK):
-                break  # nobody is left to send what is compressed
-        elif child.settings["orphan_drain"]:
-            child.become_orphan()  # until the network process has delivered what the job had accepted
+        while worker.work():
+            if child.orphaned or orders.take_orders():
+                break
         else:
-            break
-    return 0
+            if not worker.sleep() and not _go_on_as_orphan(child):
+                break
+        if child.orphaned and not child.is_alive(NETWORK):
+            break  # nobody is left to send what is compressed
+
+
+def _go_on_as_orphan(child: Child) -> bool:
+    """The coordinator is gone: whether to go on until the network process has delivered what the job had accepted."""
+    if not child.settings["orphan_drain"]:
+        return False
+    child.become_orphan()
+    return True
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ SOON_NS: Final = 250_000
 # Work that one worker does alone before it calls another: some ten times what a wake-up costs.
 WORTH_A_CALL_NS: Final = 1_000_000
 # Beside its codec.
-_BATCH_NS: Final = 10_000
+_BATCH_NS: Final = 5_000
 
 
 class Calls:
@@ -34,15 +34,22 @@ class Calls:
         self._control = control
         self._worker = worker
         self._arenas: dict[Arena, Admission] = {}
+        self._soon_ns = 0.0
 
     def add(self, arena: Arena, admission: Admission) -> None:
         """Look at this arena, too. Its word may be that of a worker that is dead."""
         arena.promises.withdraw(self._worker)
         self._arenas[arena] = admission
+        self._count_turns()
 
     def remove(self, arena: Arena) -> None:
         """Look at this arena no more."""
         del self._arenas[arena]
+        self._count_turns()
+
+    def _count_turns(self) -> None:
+        """Each arena has its turn before a worker is back at the first."""
+        self._soon_ns = SOON_NS / max(1, len(self._arenas))
 
     def begin(self, arena: Arena, raw_bytes: int, takes_ns: float) -> None:
         """A batch of the arena is to be compressed: promise to be back soon after it, or call another.
@@ -52,16 +59,16 @@ class Calls:
             raw_bytes: the batch's size.
             takes_ns: how long it will take; 0 if that cannot be told.
         """
-        takes_ns += _BATCH_NS
-        if takes_ns == _BATCH_NS or takes_ns * len(self._arenas) > SOON_NS:  # each arena has its turn
+        batches = -1
+        if takes_ns:
+            batches = arena.promises.begin(self._worker, takes_ns + _BATCH_NS, self._soon_ns, WORTH_A_CALL_NS)
+        if batches > 0:
+            self._call_for(arena, batches * raw_bytes)
+        elif batches < 0:
             self.go_away()
             self._control.memory.fence()
             if self.is_any_work():
                 self._control.wake_one_worker()
-            return
-        batches = int(WORTH_A_CALL_NS / takes_ns)
-        if arena.promises.promise(self._worker, batches):
-            self._call_for(arena, batches * raw_bytes)
 
     def _call_for(self, arena: Arena, raw_bytes: int) -> None:
         """Call another worker if there is room for so much: what waits is compressed only as room comes."""

@@ -30,9 +30,20 @@ _ZSTD_PIECE_BYTES = 16 * 1024
 
 
 class Codec(Protocol):
-    """Compresses batches, one at a time; ``id`` is Kafka's number of the codec in a batch's attributes."""
+    """Compresses batches, one at a time.
+
+    ``id`` is Kafka's number of the codec in a batch's attributes; ``whole_bytes`` the longest batch for ``whole``.
+    """
 
     id: int
+    whole_bytes: int
+
+    def whole(self, chunk: memoryview, /) -> bytes | memoryview:
+        """Returns the payload of a batch that lies in one piece: what ``compress`` would write, sooner.
+
+        It may be longer than the batch. A view is good until the next call.
+        """
+        ...
 
     def compress(self, chunks: Sequence[memoryview], raw_bytes: int, out: Sequence[memoryview]) -> int:
         """Compresses the ``raw_bytes`` of ``chunks`` into ``out``, one buffer after the other.
@@ -84,6 +95,11 @@ class NoneCodec:
     """No compression: every batch is sent as it is."""
 
     id = 0
+    whole_bytes = BLOCK_BYTES
+
+    def whole(self, chunk: memoryview, /) -> memoryview:
+        """Returns the batch as it is."""
+        return chunk
 
     def compress(self, chunks: Sequence[memoryview], raw_bytes: int, out: Sequence[memoryview]) -> int:  # noqa: ARG002
         """Says that the batch is to be sent as it is."""
@@ -93,19 +109,21 @@ class NoneCodec:
 class _BlockCodec(ABC):
     """A codec that is given blocks of 64 KiB, and whose output is copied out part by part."""
 
+    whole_bytes = BLOCK_BYTES
+
     def __init__(self) -> None:
         self._gathered = memoryview(bytearray(BLOCK_BYTES))
 
     def compress(self, chunks: Sequence[memoryview], raw_bytes: int, out: Sequence[memoryview]) -> int:
         """Compresses one batch, see ``Codec.compress``."""
-        if len(chunks) == 1 and raw_bytes <= BLOCK_BYTES:
-            return _fill_with(out, self._whole(chunks[0]), raw_bytes)
+        if len(chunks) == 1 and raw_bytes <= self.whole_bytes:
+            return _fill_with(out, self.whole(chunks[0]), raw_bytes)
         blocks = _blocks(chunks, raw_bytes, self._gathered)
         return _fill(out, self._parts(blocks, raw_bytes), raw_bytes)
 
-    def _whole(self, block: memoryview) -> bytes | memoryview:
-        """The payload of a batch that lies in one piece and is no longer than a block: the same bytes, sooner."""
-        return b"".join(self._parts(iter((block,)), len(block)))
+    def whole(self, chunk: memoryview, /) -> bytes | memoryview:
+        """Returns the payload of a batch of one block, see ``Codec.whole``."""
+        return b"".join(self._parts(iter((chunk,)), len(chunk)))
 
     @abstractmethod
     def _parts(self, blocks: Iterator[memoryview], raw_bytes: int) -> Iterator[bytes | memoryview]: ...
@@ -157,8 +175,9 @@ class SnappyCodec(_BlockCodec):
         self._compress_into = snappy.compress_raw_into
         self._compressed = memoryview(bytearray(SNAPPY_BLOCK_BOUND))
 
-    def _whole(self, block: memoryview) -> memoryview:
-        return self._compressed[: self._compress_into(block, self._compressed)]
+    def whole(self, chunk: memoryview, /) -> memoryview:
+        """Returns the payload of a batch of one block, see ``Codec.whole``."""
+        return self._compressed[: self._compress_into(chunk, self._compressed)]
 
     def _parts(self, blocks: Iterator[memoryview], raw_bytes: int) -> Iterator[bytes | memoryview]:
         yield _unsigned_varint(raw_bytes)
@@ -195,8 +214,9 @@ class Lz4Codec(_BlockCodec):
         # Each block comes whole, which spares the library's own gathering.
         self._settings = settings | {"auto_flush": True}
 
-    def _whole(self, block: memoryview) -> bytes:
-        payload: bytes = self._frame.compress(block, **self._settings_of_one)
+    def whole(self, chunk: memoryview, /) -> bytes:
+        """Returns the payload of a batch of one block, see ``Codec.whole``."""
+        payload: bytes = self._frame.compress(chunk, **self._settings_of_one)
         return payload
 
     def _parts(self, blocks: Iterator[memoryview], raw_bytes: int) -> Iterator[bytes]:
@@ -233,13 +253,15 @@ class ZstdCodec:
 
         self._compressor = ZstdCompressor(compression_params=zstd_parameters(level))
         self._largest = scratch_bytes
+        self.whole_bytes = min(BLOCK_BYTES, scratch_bytes)
+        self.whole = self._compressor.compress  # without a frame of ours
 
     def compress(self, chunks: Sequence[memoryview], raw_bytes: int, out: Sequence[memoryview]) -> int:
         """Compresses one batch, see ``Codec.compress``."""
         if raw_bytes > self._largest:  # the context would grow beyond its line in the plan
             raise ValueError(f"batch of {raw_bytes} bytes is larger than the {self._largest} planned")
-        if len(chunks) == 1 and raw_bytes <= BLOCK_BYTES:
-            return _fill_with(out, self._compressor.compress(chunks[0]), raw_bytes)
+        if len(chunks) == 1 and raw_bytes <= self.whole_bytes:
+            return _fill_with(out, self.whole(chunks[0]), raw_bytes)
         return _fill(out, self._parts(chunks, raw_bytes), raw_bytes)
 
     def _parts(self, chunks: Sequence[memoryview], raw_bytes: int) -> Iterator[bytes]:

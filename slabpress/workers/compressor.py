@@ -10,16 +10,12 @@ A kill between any two of these steps leaves what ``shm/admission.py`` knows how
 
 from __future__ import annotations
 
-import time
-
-from slabpress._native import NONE, cut_records
-from slabpress.shm import layout as at
+from slabpress._native import NONE, Task, cut_records
 from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, NETWORK, Control
-from slabpress.shm.descriptors import CODEC_NONE, Descriptors, Task
+from slabpress.shm.descriptors import CODEC_NONE, Descriptors
 from slabpress.shm.splits import Splits
-from slabpress.shm.states import OUTPUT_READY, READY, SLAB_FREE
 from slabpress.workers.calls import Calls
 from slabpress.workers.codecs import NOT_SMALLER, Codec
 
@@ -42,56 +38,37 @@ class Compressor:
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
         self.admission = Admission(arena, worker)
+        self._point = self.admission.point
         self._calls = calls or Calls(control, worker)
         self._calls.add(arena, self.admission)
-        self._ns_per_byte = 0.0  # 0 before the first batch
-        self._counters = at.WORKER_COUNTERS_AT + worker * at.LINE_BYTES
 
     def work(self) -> bool:
         """Compress one batch if there is one to be had."""
-        index = self.admission.take()
-        if index is None:
+        task = self.admission.take()
+        if task is None:
             return False
-        task = self._descriptors.task(index)
-        # A piece of a split batch has to be cut out first.
-        takes_ns = task.raw_bytes * self._ns_per_byte if task.source == NONE else 0.0
-        self._calls.begin(self.arena, task.raw_bytes, takes_ns)
-        self._finish(index, task)
+        self._calls.begin(self.arena, task.raw_bytes, task.takes_ns)
+        if task.payload_bytes == 0:  # else it is compressed already, by a worker that died before it had published it
+            self._compress(task)
+        self._publish(task)
         return True
 
-    def finish(self, index: int) -> None:
-        """Compress a batch that this worker was admitted to, unless that is done already, and publish it."""
-        self._finish(index, self._descriptors.task(index))
-
-    def _finish(self, index: int, task: Task) -> None:
-        is_finished = task.payload_bytes != 0  # by a worker that died of nothing else
-        output_count = task.output_count if is_finished else self._compress(index, task)
-        self._publish(index, task, output_count)
-
-    def _compress(self, index: int, task: Task) -> int:
-        """Fill the batch's output buffers; how many it took."""
-        started_ns = time.monotonic_ns()
-        outputs = self.arena.outputs
-        if task.source != NONE:
-            chunks, raw_bytes = self._cut_piece(index)
-        else:
-            chunks, raw_bytes = self.arena.slabs.runs(task.first_slab, task.raw_bytes), task.raw_bytes
-        # The whole chain, whatever the count says: a dead predecessor may have stored the count of what it used, and
-        # nothing is trimmed before the payload's size is there.
-        buffers = outputs.runs(task.first_output)
+    def _compress(self, task: Task) -> None:
+        """Fill the batch's output buffers, and say so."""
+        codec, chunks, raw_bytes = self.codec, task.chunks, task.raw_bytes
         # A batch that kills one worker after the other is sent as it is: law 5 lets any batch go uncompressed.
         deadly = task.deaths >= DEATHS_MAX
-        payload_bytes = NOT_SMALLER if deadly else self.codec.compress(chunks, raw_bytes, buffers)
-        codec = self.codec.id
+        if raw_bytes <= codec.whole_bytes and len(chunks) == 1 and not deadly:
+            self._point.fill(task, codec.whole(chunks[0]), codec.id)
+            return
+        if task.source != NONE:
+            chunks, raw_bytes = self._cut_piece(task.index)
+        buffers = self._point.buffers(task)
+        payload_bytes, codec_id = codec.compress(chunks, raw_bytes, buffers) if not deadly else NOT_SMALLER, codec.id
         if payload_bytes < 0:
-            payload_bytes, codec = raw_bytes, CODEC_NONE
+            payload_bytes, codec_id = raw_bytes, CODEC_NONE
             copy_stream(chunks, buffers)
-        used = -(-payload_bytes // outputs.block_bytes)
-        self._descriptors.finish_output(index, (task.first_output, used, payload_bytes, codec))
-        took_ns = time.monotonic_ns() - started_ns
-        self._learn(took_ns / raw_bytes)
-        self._count(raw_bytes, payload_bytes, took_ns // 1000)
-        return used
+        self._point.finish(task, raw_bytes, payload_bytes, codec_id)
 
     def _cut_piece(self, index: int) -> tuple[list[memoryview], int]:
         """The records of the next piece of a split batch, out of the payload that was too large (shm/splits.py)."""
@@ -106,27 +83,12 @@ class Compressor:
         self._splits.set_piece(index, records, newest_ms)
         return [piece[:raw_bytes]], raw_bytes
 
-    def _publish(self, index: int, task: Task, output_count: int) -> None:
+    def _publish(self, task: Task) -> None:
         """Give the batch to the network process, and what it no longer needs back to everybody."""
-        arena = self.arena
-        arena.outputs.trim(task.first_output, output_count)
-        arena.outputs.mark(task.first_output, OUTPUT_READY)
-        arena.batch_states.store(index, READY)
-        arena.slabs.mark(task.first_slab, SLAB_FREE)
+        is_room = self._point.publish(task)
         self._control.wake(NETWORK)
-        wanted = arena.memory.load_u64(at.ROOM_WANTED_AT)
-        # Of less room the coordinator hears with this batch's result.
-        if wanted and arena.slabs.count_free() >= wanted:
+        if is_room:  # of less the coordinator hears with this batch's result
             self._control.wake(COORDINATOR)
-
-    def _learn(self, ns_per_byte: float) -> None:
-        """How long a batch will take: as others did, but one that the system interrupted shall not count for much."""
-        known = self._ns_per_byte or ns_per_byte
-        self._ns_per_byte = known + (min(ns_per_byte, 2 * known) - known) / 8
-
-    def _count(self, raw_bytes: int, payload_bytes: int, busy_us: int) -> None:
-        sent_raw = int(payload_bytes == raw_bytes)
-        self.arena.memory.add_all(self._counters, 1, raw_bytes, payload_bytes, busy_us, sent_raw)
 
 
 def copy_stream(chunks: list[memoryview], buffers: list[memoryview]) -> None:

@@ -8,7 +8,7 @@ from slabpress.network.room import is_worker_wanted
 from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
-from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena
+from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena, take
 
 OUTPUTS = 64
 
@@ -18,7 +18,7 @@ def _fill(arena: Arena, batches: int) -> list[int]:
     coordinator, admission, ready = SealingCoordinator(arena), Admission(arena, 0), []
     for _ in range(batches):
         assert coordinator.seal(b"a" * 20) is not None
-        index = admission.take()
+        index = take(admission)
         assert index is not None
         publish_raw(arena, index)
         ready.append(index)

@@ -37,7 +37,7 @@ from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.descriptors import Descriptors, Result
 from slabpress.shm.states import DONE, IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT, READY
 from slabpress.shm.topics import TopicTable
-from tests.shm.kit import publish_raw
+from tests.shm.kit import publish_raw, take
 from tests.support.reference_batch import Record, decode_records
 
 WATCHDOG_S: Final = 60.0
@@ -116,7 +116,7 @@ class InstantPipeline:
 
     def deliver_one(self) -> DeliveredBatch | None:
         """Take the next sealed batch to DONE; None if there is none."""
-        index = self._next_ready() if self.arena.is_direct else self._admission.take()
+        index = self._next_ready() if self.arena.is_direct else take(self._admission)
         if index is None:
             return None
         arena, descriptors = self.arena, self._descriptors

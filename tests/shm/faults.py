@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from slabpress._native import NONE, Blocks, Words
+from slabpress._native import NONE, Blocks, Task, Words
 from slabpress.shm import layout as at
+from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
-from slabpress.shm.descriptors import Descriptors, Output, Result
-from slabpress.shm.states import IN_FLIGHT, OUTPUT_FREE, OUTPUT_IN_FLIGHT
+from slabpress.shm.descriptors import CODEC_NONE, Descriptors, Output, Result
+from slabpress.shm.splits import Splits
+from slabpress.shm.states import (
+    COMPRESSING,
+    IN_FLIGHT,
+    OUTPUT_FILLING,
+    OUTPUT_FREE,
+    OUTPUT_IN_FLIGHT,
+    OUTPUT_READY,
+    READY,
+    SLAB_COMPRESSING,
+    SLAB_FREE,
+    owned,
+)
+from slabpress.workers.compressor import Compressor
 
 
 class Killed(BaseException):
@@ -156,6 +171,62 @@ class MortalSendPoint(_Mortal):
             self._arena.batch_states.store(index, state)
 
 
+class MortalWorkPoint(_Mortal):
+    """``WorkPoint`` with its changes made one at a time; test_working.py compares it with the native one.
+
+    Without the lock: a process that dies has it no more.
+    """
+
+    def __init__(self, life: Life, arena: Any, real: Arena, worker: int) -> None:
+        super().__init__(life, real.work_point(worker))
+        self._arena = arena
+        self._real_arena = real
+        self._worker = worker
+        self._descriptors = MortalDescriptors(life, arena, real)
+
+    def admit(self) -> Task | None:
+        arena, descriptors = self._arena, self._descriptors
+        if not arena.sealed_queue.is_ready():
+            return None
+        head = arena.seal_head
+        index = arena.sealed_at(head)
+        sealed = descriptors.sealed(index)
+        needed = max(1, -(-sealed.raw_bytes // arena.outputs.block_bytes))
+        first = arena.outputs.claim(needed, owned(OUTPUT_FILLING, self._worker))
+        descriptors.set_admitted(index, first, needed, self._worker)
+        arena.batch_states.store(index, COMPRESSING)
+        arena.slabs.mark(sealed.first_slab, owned(SLAB_COMPRESSING, self._worker))
+        arena.memory.store_u64(at.SEAL_HEAD_AT, head + 1)
+        task: Task = self._real.task(index)
+        return task
+
+    def fill(self, task: Task, payload: bytes | memoryview, codec: int) -> None:
+        if len(payload) >= task.raw_bytes:
+            payload, codec = task.chunks[0], CODEC_NONE
+        left = payload
+        for view in self._real_arena.outputs.views(task.first_output, len(payload)):
+            view[:] = left[: len(view)]
+            left = left[len(view) :]
+        self.finish(task, task.raw_bytes, len(payload), codec)
+
+    def finish(self, task: Task, raw_bytes: int, payload_bytes: int, codec: int) -> None:
+        memory, used = self._arena.memory, -(-payload_bytes // self._arena.outputs.block_bytes)
+        self._descriptors.set_output(task.index, Output(task.first_output, used, 0, codec))
+        memory.store_u32(self._descriptors._at(task.index, at.PAYLOAD_BYTES_AT), payload_bytes)
+        counters = at.WORKER_COUNTERS_AT + self._worker * at.LINE_BYTES
+        for place, amount in enumerate((1, raw_bytes, payload_bytes, 0, int(payload_bytes == raw_bytes))):
+            memory.add_u64(counters + 8 * place, amount)
+
+    def publish(self, task: Task) -> bool:
+        arena = self._arena
+        arena.outputs.trim(task.first_output, self._descriptors.output(task.index).output_count)
+        arena.outputs.mark(task.first_output, OUTPUT_READY)
+        arena.batch_states.store(task.index, READY)
+        arena.slabs.mark(task.first_slab, SLAB_FREE)
+        wanted = arena.memory.load_u64(at.ROOM_WANTED_AT)
+        return bool(wanted and arena.slabs.count_free() >= wanted)
+
+
 def mortal(arena: Arena, life: Life) -> Any:
     """The arena as a process with this life changes it."""
     real = arena
@@ -170,12 +241,26 @@ def mortal(arena: Arena, life: Life) -> Any:
     payload_nexts = Words(real.memory, nexts, real.outputs.count)
     stand_in.slabs = _MortalBlocks(life, real.slabs, real.slab_states, slab_nexts, OUTPUT_FREE)
     stand_in.outputs = _MortalBlocks(life, real.outputs, real.payload_states, payload_nexts, OUTPUT_FREE)
+    stand_in.work_point = functools.partial(MortalWorkPoint, life, stand_in, real)
     stand_in.send_point = MortalSendPoint(life, stand_in, real)
     return stand_in
 
 
-def make_mortal(holder: Any, real: Arena, life: Life) -> None:
-    """Let an Admission or a Compressor change the arena only as long as ``life`` lasts."""
+def make_mortal(admission: Admission, real: Arena, life: Life) -> None:
+    """Let an Admission change the arena only as long as ``life`` lasts."""
     arena = mortal(real, life)
-    setattr(holder, "arena" if hasattr(holder, "arena") else "_arena", arena)
+    holder: Any = admission
+    holder._arena = arena
     holder._descriptors = MortalDescriptors(life, arena, real)
+    holder._splits = Splits(arena)
+    holder.point = arena.work_point(holder._worker)
+
+
+def make_mortal_worker(compressor: Compressor, real: Arena, life: Life) -> None:
+    """Let a Compressor and its Admission change the arena only as long as ``life`` lasts."""
+    make_mortal(compressor.admission, real, life)
+    holder: Any = compressor
+    holder.arena = holder.admission._arena
+    holder._descriptors = holder.admission._descriptors
+    holder._splits = holder.admission._splits
+    holder._point = holder.admission.point

@@ -12,6 +12,7 @@ from typing import Final
 
 from slabpress._native import BATCH_FULL, NONE, OpenBatch, RecordWriter
 from slabpress.shm import layout as at
+from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.descriptors import Descriptors, Output
 from slabpress.shm.layout import Geometry, layout_of
@@ -27,9 +28,19 @@ from slabpress.shm.states import (
     SLAB_READY,
     SLAB_SEALED,
 )
+from slabpress.workers.compressor import Compressor
 
 CHILD_TIMEOUT_S: Final = 60
 PROJECT: Final = Path(__file__).parents[2]
+# A process that holds an arena's admission lock until its standard input ends or it is killed; writes "x" once it does.
+LOCK_HOLDER: Final = """
+import os, sys
+from slabpress.shm.arena import Arena
+arena = Arena.attach(int(sys.argv[1]))
+with arena.admission_lock:
+    os.write(1, b"x")
+    sys.stdin.read()
+"""
 
 
 def small_geometry(
@@ -166,6 +177,20 @@ class SealingCoordinator:
             for view in arena.slabs.views(first, free * arena.slabs.block_bytes):
                 view[:] = b"\xff" * len(view)
             arena.slabs.mark(first, SLAB_FREE)
+
+
+def take(admission: Admission) -> int | None:
+    """Be admitted to the next batch; its descriptor."""
+    task = admission.take()
+    return None if task is None else task.index
+
+
+def finish(compressor: Compressor, index: int) -> None:
+    """Compress a batch that the worker was admitted to, unless that is done already, and publish it."""
+    task = compressor.admission.point.task(index)
+    if task.payload_bytes == 0:
+        compressor._compress(task)
+    compressor._publish(task)
 
 
 def publish_raw(arena: Arena, index: int) -> None:

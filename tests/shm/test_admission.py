@@ -36,8 +36,17 @@ from slabpress.shm.states import (
 )
 from slabpress.workers.codecs import make_codec
 from slabpress.workers.compressor import Compressor
-from tests.shm.faults import Killed, Life, make_mortal
-from tests.shm.kit import CHILD_TIMEOUT_S, PROJECT, SealingCoordinator, deliver, publish_raw, small_arena
+from tests.shm.faults import Killed, Life, make_mortal, make_mortal_worker
+from tests.shm.kit import (
+    CHILD_TIMEOUT_S,
+    LOCK_HOLDER,
+    PROJECT,
+    SealingCoordinator,
+    deliver,
+    publish_raw,
+    small_arena,
+    take,
+)
 
 SUPERVISOR: Final = 0xFFFE
 
@@ -60,12 +69,12 @@ def _check_all_free(arena: Arena) -> None:
 def test_batches_are_taken_in_seal_order() -> None:
     with small_arena(slabs=16) as arena:
         coordinator, workers = SealingCoordinator(arena), [Admission(arena, 0), Admission(arena, 1)]
-        assert workers[0].take() is None
+        assert take(workers[0]) is None
         assert not workers[0].has_work()
         order = [_sealed(coordinator, bytes([number]))[0] for number in range(4)]
         assert workers[1].has_work()
-        assert [workers[number % 2].take() for number in range(4)] == order
-        assert workers[0].take() is None
+        assert [take(workers[number % 2]) for number in range(4)] == order
+        assert take(workers[0]) is None
         assert not workers[0].has_work()
         assert arena.seal_head == arena.seal_tail == 4
         for number, index in enumerate(order):
@@ -80,7 +89,7 @@ def test_an_admitted_batch_has_outputs_for_all_of_it_uncompressed() -> None:
         coordinator, worker = SealingCoordinator(arena), Admission(arena, 3)
         for size in (0, 1, 57, 58, 200):
             index, data = _sealed(coordinator, b"x" * size)
-            assert worker.take() == index
+            assert take(worker) == index
             output = Descriptors(arena).output(index)
             assert output.output_count == -(-len(data) // 64)
             chain = arena.outputs.chain(output.first_output)
@@ -93,17 +102,17 @@ def test_nobody_is_admitted_without_room_and_nobody_overtakes() -> None:
     with small_arena(slabs=8, outputs=4) as arena:
         coordinator, worker = SealingCoordinator(arena), Admission(arena, 0)
         first, large, small = (_sealed(coordinator, b"x" * size)[0] for size in (100, 150, 1))
-        assert worker.take() == first
+        assert take(worker) == first
         assert not worker.has_work()
         before = bytes(arena.view[: arena.layout.output_nexts]), bytes(arena.view[arena.layout.descriptors :])
-        assert worker.take() is None, "3 outputs are needed and 2 are free; the small one behind must wait"
+        assert take(worker) is None, "3 outputs are needed and 2 are free; the small one behind must wait"
         assert (bytes(arena.view[: arena.layout.output_nexts]), bytes(arena.view[arena.layout.descriptors :])) == before
         publish_raw(arena, first)
-        assert worker.take() is None
+        assert take(worker) is None
         deliver(arena, first)
         assert worker.has_work()
-        assert worker.take() == large
-        assert worker.take() == small
+        assert take(worker) == large
+        assert take(worker) == small
 
 
 def test_a_recovered_batch_goes_first_and_keeps_what_it_holds() -> None:
@@ -111,12 +120,12 @@ def test_a_recovered_batch_goes_first_and_keeps_what_it_holds() -> None:
         coordinator, supervisor = SealingCoordinator(arena), Admission(arena, SUPERVISOR)
         batches = [_sealed(coordinator, bytes([number]) * 100) for number in range(3)]
         dead, heir = Admission(arena, 0), Admission(arena, 1)
-        assert [dead.take(), dead.take()] == [batches[0][0], batches[1][0]]
+        assert [take(dead), take(dead)] == [batches[0][0], batches[1][0]]
         outputs = [Descriptors(arena).output(index) for index, _ in batches[:2]]
         assert supervisor.recover(0) == 2
         assert [Descriptors(arena).worker(index) for index, _ in batches[:2]] == [ORPHAN, ORPHAN]
         assert heir.has_work()
-        assert [heir.take() for _ in range(4)] == [*(index for index, _ in batches), None]
+        assert [take(heir) for _ in range(4)] == [*(index for index, _ in batches), None]
         assert [Descriptors(arena).output(index) for index, _ in batches[:2]] == outputs
         for index, data in batches:
             publish_raw(arena, index)
@@ -128,7 +137,7 @@ def test_recovering_a_worker_that_held_nothing_changes_nothing() -> None:
     with small_arena() as arena:
         coordinator, alive = SealingCoordinator(arena), Admission(arena, 1)
         index, data = _sealed(coordinator, b"x" * 100)
-        assert alive.take() == index
+        assert take(alive) == index
         before = bytes(arena.view)
         assert Admission(arena, SUPERVISOR).recover(0) == 0
         assert bytes(arena.view) == before
@@ -140,7 +149,7 @@ def test_a_worker_that_died_after_it_published_leaves_no_slab_behind() -> None:
     with small_arena() as arena:
         coordinator, dead = SealingCoordinator(arena), Admission(arena, 0)
         index, data = _sealed(coordinator, b"x" * 100)
-        assert dead.take() == index
+        assert take(dead) == index
         first = Descriptors(arena).sealed(index).first_slab
         publish_raw(arena, index)
         arena.slabs.mark(first, owned(SLAB_COMPRESSING, 0))  # as if it had not come to that
@@ -163,13 +172,13 @@ def test_a_reused_descriptor_is_not_taken_in_the_place_of_its_former_batch() -> 
             dead.take()
         assert arena.seal_head == 0
         assert Admission(arena, SUPERVISOR).recover(0) == 1
-        assert heir.take() == first
+        assert take(heir) == first
         publish_raw(arena, first)
         deliver(arena, first)
         third, data = _sealed(coordinator, b"c")
         assert third == first
-        assert heir.take() == second, "seal order"
-        assert heir.take() == third
+        assert take(heir) == second, "seal order"
+        assert take(heir) == third
         publish_raw(arena, third)
         assert deliver(arena, third) == data
 
@@ -184,17 +193,6 @@ def _changes_of_take() -> int:
         return life.made
 
 
-_HOLDER = """
-import os, sys
-from slabpress.shm.admission import Admission
-from slabpress.shm.arena import Arena
-arena = Arena.attach(int(sys.argv[1]))
-with Admission(arena, 0).lock():
-    os.write(1, b"x")
-    sys.stdin.read()
-"""
-
-
 def test_the_lock_excludes_other_processes_until_its_holder_lets_go_or_dies() -> None:
     with small_arena() as arena:
 
@@ -205,7 +203,7 @@ def test_the_lock_excludes_other_processes_until_its_holder_lets_go_or_dies() ->
 
         for killed in (False, True):
             with subprocess.Popen(
-                [sys.executable, "-c", _HOLDER, str(arena.descriptor)],
+                [sys.executable, "-c", LOCK_HOLDER, str(arena.descriptor)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[arena.descriptor],
@@ -236,7 +234,7 @@ def test_recovery_does_not_wait_for_a_process_that_holds_the_lock_and_was_stoppe
         dead, supervisor = Admission(arena, 1), Admission(arena, SUPERVISOR)
         assert dead.take() is not None
         with subprocess.Popen(
-            [sys.executable, "-c", _HOLDER, str(arena.descriptor)],
+            [sys.executable, "-c", LOCK_HOLDER, str(arena.descriptor)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[arena.descriptor],
@@ -268,8 +266,7 @@ class _Scene:
         codec = make_codec(self.compression_type, None, 1024)
         made = Compressor(self.arena, codec, worker, self.control)
         if life is not None:
-            make_mortal(made, self.arena, life)
-            make_mortal(made.admission, self.arena, life)
+            make_mortal_worker(made, self.arena, life)
         return made
 
     def send_ready(self) -> None:
@@ -393,7 +390,7 @@ class AdmissionAgainstAModel(RuleBasedStateMachine):
         needed = -(-len(waiting[0][1]) // 64) if waiting else 0
         may = bool(self.orphans) or (bool(self.queue) and needed <= self.arena.outputs.count_free())
         admission = Admission(self.arena, worker)
-        taken = admission.take()
+        taken = take(admission)
         if may:
             assert taken == waiting[0][0]
             self.held[worker].append(waiting.pop(0))
@@ -407,7 +404,7 @@ class AdmissionAgainstAModel(RuleBasedStateMachine):
         make_mortal(admission, self.arena, Life(life))
         waiting = self.orphans or self.queue
         try:
-            taken = admission.take()
+            taken = take(admission)
         except Killed:
             taken = None
         if taken is not None:

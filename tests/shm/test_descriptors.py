@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from slabpress._native import NONE, OpenBatch, OpeningPoint
 from slabpress.shm import layout as at
 from slabpress.shm.descriptors import BLANK, Descriptors, Output, Result
-from slabpress.shm.splits import Splits
 from slabpress.shm.states import OPEN, ORPHAN
 from slabpress.shm.topics import TopicAnswer, TopicTable
-from tests.shm.kit import SealingCoordinator, small_arena
+from tests.shm.kit import small_arena
 
 _I32 = st.integers(-(1 << 31), (1 << 31) - 1)
 _I64 = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -70,24 +69,6 @@ def test_every_field_is_kept_apart(
         assert descriptors.seal_number(1) == seal_number
         assert descriptors.sealed(1) == (0, 0, 0, 0, created, partition, NONE)
         assert descriptors.result(1) == (1, 2, 3, 4, True, "kept")
-
-
-@settings(max_examples=30)
-@given(st.builds(Output, _U32, _U32, _U32, _U32), st.integers(0, 3), st.booleans())
-def test_a_task_is_what_the_single_reads_say(output: Output, deaths: int, is_split: bool) -> None:
-    with small_arena() as arena:
-        descriptors, sealed = Descriptors(arena), SealingCoordinator(arena).seal(b"v" * 100)
-        assert sealed is not None
-        index, data = sealed
-        first_slab = descriptors.sealed(index).first_slab
-        descriptors.set_output(index, output)
-        descriptors.set_worker(index, 0xFFFF)
-        for _ in range(deaths):
-            descriptors.count_death(index)
-        if is_split:
-            Splits(arena).begin(index, 5, 70, 4, 1)
-        slab, source = (NONE, 5) if is_split else (first_slab, NONE)
-        assert descriptors.task(index) == (len(data), slab, *output, deaths, source)
 
 
 def test_a_descriptor_that_is_opened_again_remembers_nothing() -> None:

@@ -26,6 +26,18 @@ def test_a_promise_reaches_so_many_batches_beyond_those_that_were_admitted() -> 
         assert not promises.cover()
 
 
+def test_at_short_work_a_worker_promises_as_many_batches_as_it_does_alone() -> None:
+    with small_arena(slabs=16) as arena:
+        coordinator, promises = SealingCoordinator(arena), arena.promises
+        assert promises.begin(3, 10.0, 9.0, 30.0) == -1, "too long"
+        for waiting in range(1, 5):
+            coordinator.seal(b"a")
+            assert promises.begin(3, 10.0, 10.0, 39.0) == (3 if waiting > 3 else 0)
+            assert promises.cover() is (waiting <= 3)
+        assert promises.begin(3, 10.0, 9.0, 99.0) == -1
+        assert not promises.cover(), "and nothing new is promised"
+
+
 def test_for_a_batch_behind_one_that_waits_nobody_need_be_rung() -> None:
     with small_arena() as arena:
         coordinator = SealingCoordinator(arena)

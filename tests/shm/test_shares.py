@@ -25,7 +25,7 @@ from slabpress.shm.states import (
 )
 from slabpress.shm.topics import TopicTable
 from tests.shm.faults import Killed, Life, make_mortal
-from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena
+from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena, take
 from tests.support.limited_broker import HEADER_BYTES
 from tests.support.split_bench import numbered, split_bench
 
@@ -56,7 +56,7 @@ def _seal_all(coordinator: SealingCoordinator, partition: int, batches: int) -> 
 def _take_all(arena: Arena, worker: Admission) -> list[int]:
     """Every batch that is admitted; each is READY and stays, as its leader takes none."""
     taken = []
-    while (index := worker.take()) is not None:
+    while (index := take(worker)) is not None:
         publish_raw(arena, index)
         taken.append(index)
     return taken
@@ -191,11 +191,11 @@ def test_room_that_comes_while_batches_are_set_aside_lets_no_later_one_pass() ->
         worker = WhileTheNetworkProcessFrees(arena, 0)
         order = _seal_all(coordinator, STUCK, 19)
         for _ in range(16):
-            index = worker.take()
+            index = take(worker)
             assert index is not None
             publish_raw(arena, index)
             waiting.append(index)
-        assert worker.take() is None, "all are set aside by the count that was made for the first"
+        assert take(worker) is None, "all are set aside by the count that was made for the first"
         assert not waiting
         assert _take_all(arena, worker) == order[16:]
 
@@ -217,7 +217,7 @@ def test_a_leader_that_moves_between_two_looks_lets_no_later_batch_pass() -> Non
         waiting = _take_all(arena, Admission(arena, 0))
         order = order[len(waiting) :] + _seal_all(coordinator, STUCK, 2)
         worker = WhileTheLeaderMoves(arena, 1)
-        assert worker.take() is None, "what was set aside has been looked at"
+        assert take(worker) is None, "what was set aside has been looked at"
         assert _take_all(arena, worker) == order
 
 
@@ -226,13 +226,13 @@ def test_a_piece_of_a_split_batch_holds_no_slabs_of_its_leaders_share() -> None:
         _route(arena, 1, 2)
         coordinator, worker = SealingCoordinator(arena), Admission(arena, 0)
         index = _seal(coordinator, STUCK, TWO_BLOCKS)
-        assert worker.take() == index
+        assert take(worker) == index
         assert arena.slab_shares.held_by_leader(STUCK, 1 << COMPRESSING) == 2
         publish_raw(arena, index)
         output = Descriptors(arena).output(index)
         Splits(arena).begin(index, output.first_output, output.payload_bytes, 0, 2)
         arena.batch_states.store(index, OVERSIZE)
-        assert worker.take() == index
+        assert take(worker) == index
         assert arena.batch_states.load(index) == COMPRESSING
         assert arena.slab_shares.held_by_leader(STUCK, 1 << COMPRESSING) == 0
 
@@ -319,7 +319,7 @@ class Walk:
             self.sealed[partition].append(self._descriptors.seal_number(made[0]))
 
     def _take(self) -> None:
-        index = self._rng.choice(self._workers).take()
+        index = take(self._rng.choice(self._workers))
         if index is not None:
             partition = self._descriptors.sealed(index).partition_index
             self.admitted[partition].append(self._descriptors.seal_number(index))
@@ -368,7 +368,7 @@ def test_a_death_at_any_store_loses_no_batch_that_is_set_aside() -> None:
             died = False
             try:
                 for _ in range(6):
-                    index = dying.take()
+                    index = take(dying)
                     if index is not None:
                         arena.batch_states.store(index, COMPRESSING)
             except Killed:

@@ -15,7 +15,7 @@ from slabpress.plan import plan_memory
 from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
 from slabpress.shm.states import COMPRESSING, OUTPUT_FILLING, OUTPUT_FREE, OVERSIZE, SEALED, SLAB_OPEN, owned
-from tests.shm.kit import open_batch, publish_seal
+from tests.shm.kit import finish, open_batch, publish_seal, take
 from tests.support.limited_broker import HEADER_BYTES
 from tests.support.split_bench import SplitBench, numbered, split_bench
 
@@ -68,11 +68,11 @@ def test_pieces_go_before_what_is_sealed_in_the_order_of_their_batches_seals(ben
     for _ in range(2):  # of three records each, and then of one
         for index in (first, second):
             assert admission.has_work()
-            assert admission.take() == index
+            assert take(admission) == index
         assert not admission.has_work()
-        assert admission.take() is None
+        assert take(admission) is None
         for index in (first, second):
-            worker.finish(index)
+            finish(worker, index)
         for batch in bench.network.heads():
             bench.network.answer(batch, bench.network.send(batch))
         assert bench.arena.batch_states.load(behind) == SEALED
@@ -85,10 +85,10 @@ def test_an_orphan_goes_before_any_piece(bench: SplitBench) -> None:
     split = seal(bench, 0)
     bench_worker.work()
     orphan = seal(bench, 1)
-    assert dead.admission.take() == orphan
+    assert take(dead.admission) == orphan
     refuse(bench, 0)
     assert Admission(bench.arena, SUPERVISOR).recover(1) == 1
-    assert [bench_worker.admission.take(), bench_worker.admission.take()] == [orphan, split]
+    assert [take(bench_worker.admission), take(bench_worker.admission)] == [orphan, split]
 
 
 def test_after_a_stale_count_of_orphans_a_piece_is_still_taken_first(bench: SplitBench) -> None:
@@ -99,7 +99,7 @@ def test_after_a_stale_count_of_orphans_a_piece_is_still_taken_first(bench: Spli
     refuse(bench, 0)
     bench.arena.memory.store_u64(at.ORPHANS_AT, 1)
     assert bench.workers[0].admission.has_work()
-    assert bench.workers[0].admission.take() == split
+    assert take(bench.workers[0].admission) == split
     assert bench.arena.memory.load_u64(at.ORPHANS_AT) == 0
 
 
@@ -110,7 +110,7 @@ def test_a_piece_has_the_room_of_its_whole_batch_and_no_slabs(bench: SplitBench)
     refuse(bench, 0)
     bench.coordinator.scribble_on_free_slabs()
     held = [seal(bench, partition, records=1) for partition in (1, 2)]  # in the slabs that it had
-    assert bench.workers[1].admission.take() == index
+    assert take(bench.workers[1].admission) == index
     output = bench.descriptors.output(index)
     chain = bench.arena.outputs.chain(output.first_output)
     assert len(chain) == output.output_count == -(-bench.descriptors.sealed(index).raw_bytes // 64) == SPLIT_OUTPUTS
@@ -136,7 +136,7 @@ def test_ordinary_batches_leave_the_room_of_a_piece_and_pieces_take_it(bench: Sp
     assert not admission.has_work()
     refuse(bench, 0)
     assert admission.has_work()
-    assert admission.take() == oversize
+    assert take(admission) == oversize
     assert arena.outputs.count_free() == 0
 
 
@@ -203,18 +203,18 @@ def direct() -> Iterator[SplitBench]:
 def test_a_batch_of_a_direct_arena_is_never_admitted_and_its_pieces_are(direct: SplitBench) -> None:
     admission = direct.workers[0].admission
     first, second = seal(direct, 0), seal(direct, 1)
-    assert (admission.has_work(), admission.take()) == (False, None)
+    assert (admission.has_work(), take(admission)) == (False, None)
     source = direct.arena.outputs.chain(direct.descriptors.output(first).first_output)
     assert refuse(direct, 1, 0) == [second, first]
     direct.check_conservation()
-    assert admission.take() == first
+    assert take(admission) == first
     chain = direct.arena.outputs.chain(direct.descriptors.output(first).first_output)
     assert {direct.arena.payload_states.load(block) for block in chain} == {owned(OUTPUT_FILLING, 0)}
     assert all(block >= direct.arena.geometry.slab_count for block in chain), "a piece is in output buffers"
     assert direct.splits.get(first).source == source[0]
     # One piece at a time: the next has its room when this one has its result.
-    assert (direct.workers[1].admission.has_work(), direct.workers[1].admission.take()) == (False, None)
-    direct.workers[0].finish(first)
+    assert (direct.workers[1].admission.has_work(), take(direct.workers[1].admission)) == (False, None)
+    finish(direct.workers[0], first)
     direct.check_conservation()
     direct.run(checking=True)
     direct.check_told()
@@ -230,7 +230,7 @@ def test_a_dead_workers_piece_keeps_its_room_and_open_slabs_stay_open(kind: bool
         refuse(bench, 0)
         still_open = open_batch(bench.arena, 9, 1)
         assert bench.coordinator.writer.append(still_open, None, b"x" * 100, None, 0) > 0
-        assert bench.workers[0].admission.take() == index
+        assert take(bench.workers[0].admission) == index
         before = bench.arena.payload_states.tally(4)
         stray = bench.arena.outputs.claim(1, owned(OUTPUT_FILLING, 0))
         assert Admission(bench.arena, SUPERVISOR).recover(0) == 1

@@ -20,6 +20,7 @@ from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
 from slabpress.shm.states import COMPRESSING, ORPHAN, OVERSIZE, SEALED
 from tests.shm.faults import Killed, Life
+from tests.shm.kit import finish, take
 from tests.support.limited_broker import HEADER_BYTES, Network
 from tests.support.split_bench import split_bench
 
@@ -191,11 +192,11 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
     def take(self, worker: int) -> None:
         admission, loose = self.bench.workers[worker].admission, self._has_loose_ends()
         expected, said = self._expected(), admission.has_work()
-        taken = admission.take()
+        taken = take(admission)
         if loose and taken is None:
             assert not self._has_loose_ends()
             expected, said, loose = self._expected(), admission.has_work(), False
-            taken = admission.take()
+            taken = take(admission)
         assert taken == expected
         assert loose or said == (taken is not None), "a worker would sleep beside its work, or not sleep without any"
         if taken is not None:
@@ -203,7 +204,7 @@ class SplitsAgainstAModel(RuleBasedStateMachine):
 
     def finish(self, worker: int, life: Life | None = None) -> None:
         compressor, index = self.bench.worker(worker, life), self.held.pop(worker)
-        compressor.finish(index)
+        finish(compressor, index)
 
     @precondition(lambda self: len(self.held) + len(self.dead) < WORKERS)
     @rule(life=st.integers(0, 12))

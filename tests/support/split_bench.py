@@ -42,7 +42,7 @@ from slabpress.shm.states import (
 from slabpress.shm.topics import TopicTable
 from slabpress.workers.codecs import Codec, make_codec
 from slabpress.workers.compressor import Compressor
-from tests.shm.faults import Life, MortalDescriptors, mortal
+from tests.shm.faults import Life, MortalDescriptors, make_mortal_worker, mortal
 from tests.shm.kit import SealingCoordinator, open_batch, publish_seal, small_geometry
 from tests.support.limited_broker import TOPIC, LimitedBroker, Network
 
@@ -145,9 +145,7 @@ class SplitBench:
         """A worker, mortal if it has a life."""
         made = Compressor(self.arena, codec or self.codec, number, self.control)
         if life is not None:
-            made.arena = made.admission._arena = mortal(self.arena, life)
-            made._descriptors = made.admission._descriptors = MortalDescriptors(life, made.arena, self.arena)
-            made._splits = made.admission._splits = Splits(made.arena)
+            make_mortal_worker(made, self.arena, life)
         return made
 
     def heir(self, life: Life | None = None) -> Network:

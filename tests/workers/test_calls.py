@@ -131,9 +131,10 @@ def test_a_compressor_learns_how_long_its_batches_take(scene: Scene) -> None:
 
 def test_one_batch_that_was_interrupted_does_not_make_all_seem_long(scene: Scene) -> None:
     compressor = Compressor(scene.arena, make_codec("none", None, 1 << 16), 0, scene.control)
-    compressor._learn(10.0)
-    compressor._learn(1e9)
-    assert compressor._ns_per_byte == pytest.approx(10.0 * 9 / 8)
+    point = compressor.admission.point
+    point.learn(10.0)
+    point.learn(1e9)
+    assert point.ns_per_byte == pytest.approx(10.0 * 9 / 8)
     for _ in range(100):
-        compressor._learn(5.0)
-    assert compressor._ns_per_byte == pytest.approx(5.0, rel=0.01)
+        point.learn(5.0)
+    assert point.ns_per_byte == pytest.approx(5.0, rel=0.01)

@@ -14,7 +14,7 @@ from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, FIRST_WORKER, Control
 from slabpress.shm.states import READY
 from slabpress.workers.calls import Calls
-from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena
+from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena, take
 
 BATCHES: Final = 25
 TAKES_NS: Final = (0.0, 1_000.0, 200_000.0, 1e9)  # cannot be told; short; four are worth a call; long
@@ -46,7 +46,7 @@ class _World:
         calls.add(self.arena, admission)
         slot = FIRST_WORKER + number
         while True:
-            index = admission.take()
+            index = take(admission)
             yield True
             if index is not None:
                 calls.begin(self.arena, 100, self.rng.choice(TAKES_NS))

@@ -201,6 +201,16 @@ def test_the_output_depends_on_the_bytes_alone(
     assert compressed(CODECS[choice], raw, slab, block) == compressed(fresh, raw, len(raw), len(raw))
 
 
+@settings(deadline=None, max_examples=100)
+@given(codec_choices, raw_bytes())
+def test_a_batch_in_one_piece_becomes_the_same_bytes_in_one_call(choice: tuple[str, int | None], raw: bytes) -> None:
+    codec = CODECS[choice]
+    assert codec.whole_bytes == BLOCK_BYTES
+    raw = raw[: codec.whole_bytes]
+    payload = bytes(codec.whole(memoryview(raw)))
+    assert (payload if len(payload) < len(raw) else None) == compressed(codec, raw, slab=1000)
+
+
 @settings(deadline=None, max_examples=60)
 @given(codec_choices, record_lists())
 def test_real_records_in_a_whole_batch(choice: tuple[str, int | None], records: list[Record]) -> None:
@@ -238,6 +248,7 @@ def test_none_leaves_everything_alone() -> None:
     codec = make_codec("none", None, LARGEST)
     assert codec.id == 0
     assert compressed(codec, words(1000)) is None
+    assert bytes(codec.whole(memoryview(words(1000)))) == words(1000)
 
 
 def test_ids_are_kafkas() -> None:
@@ -311,6 +322,7 @@ def test_zstd_window_of_the_highest_level_is_bounded() -> None:
 
 def test_zstd_refuses_more_than_planned() -> None:
     codec = make_codec("zstd", None, 1000)
+    assert codec.whole_bytes == 1000
     with pytest.raises(ValueError, match="1001 bytes is larger than the 1000 planned"):
         codec.compress([memoryview(bytes(1001))], 1001, [memoryview(bytearray(1001))])
 

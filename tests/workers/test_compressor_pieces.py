@@ -14,6 +14,7 @@ from slabpress.shm.states import COMPRESSING, ORPHAN, OVERSIZE
 from slabpress.workers.codecs import make_codec
 from slabpress.workers.compressor import Compressor
 from tests.shm.faults import Killed, Life
+from tests.shm.kit import take
 from tests.support.limited_broker import HEADER_BYTES, Arrival
 from tests.support.split_bench import SplitBench, split_bench
 
@@ -159,7 +160,7 @@ def test_a_split_batch_that_kills_worker_after_worker_is_sent_uncompressed(death
         index = refuse(bench)
         for number in range(deaths):
             # Each death is of a worker that had a piece half made.
-            assert bench.workers[number].admission.take() == index
+            assert take(bench.workers[number].admission) == index
             bury(bench, number)
             assert (bench.arena.batch_states.load(index), bench.descriptors.worker(index)) == (COMPRESSING, ORPHAN)
         assert bench.descriptors.deaths(index) == deaths
@@ -179,8 +180,8 @@ def test_a_worker_that_dies_after_a_piece_is_made_costs_the_batch_nothing() -> N
         bench.workers[1].work()
         index = refuse(bench)
         dying = bench.workers[0]
-        assert dying.admission.take() == index
-        dying._compress(index, bench.descriptors.task(index))
+        assert take(dying.admission) == index
+        dying._compress(dying.admission.point.task(index))
         made = bench.descriptors.output(index)
         bury(bench, 0)
         assert bench.descriptors.deaths(index) == 0
