@@ -18,7 +18,6 @@ from slabpress.errors import ConfigError
 from slabpress.footprints import (
     ARENA,
     CODEC_LINE,
-    CONTROL,
     COORDINATOR,
     KERNEL,
     NETWORK,
@@ -31,20 +30,6 @@ from slabpress.footprints import (
 )
 from slabpress.shm.layout import WORKERS_MAX, Geometry, make_direct, plan_geometry
 from slabpress.units import format_bytes
-
-# ARENA, CONTROL and PlanLine for those who take a plan apart.
-__all__ = [
-    "ARENA",
-    "CONTROL",
-    "MemoryPlan",
-    "PipelinePlan",
-    "PlanLine",
-    "automatic_slab_bytes",
-    "plan_memory",
-    "plan_producer",
-    "workers_of",
-    "workers_of_one",
-]
 
 _SLAB_BYTES_LEAST: Final = 4 * 1024
 _SLAB_BYTES_MOST: Final = 64 * 1024

@@ -17,9 +17,6 @@ from slabpress.pipeline.watch import DoneCallback, Watch, run_callback
 if TYPE_CHECKING:
     from slabpress.pipeline.topics import Topic
 
-# What those who handle batches mostly want beside them.
-__all__ = ["Batch", "DeliveryHandle", "DoneCallback", "Outcome", "Watch"]
-
 
 class Batch(OpenBatch):
     """One batch, from its first record to its result.

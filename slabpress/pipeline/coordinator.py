@@ -23,14 +23,15 @@ from typing import Final
 
 from slabpress.config import Config
 from slabpress.errors import ProcessError, ProducerClosedError
+from slabpress.footprints import ARENA, CONTROL, PlanLine
 from slabpress.observe.memory import process_bytes
 from slabpress.observe.statistics import MemoryFigure, Statistics
-from slabpress.pipeline.batch import DoneCallback
 from slabpress.pipeline.child import Role
 from slabpress.pipeline.preparations import arena_settings, closed_error, forked_error
 from slabpress.pipeline.session import Session
 from slabpress.pipeline.supervisor import END_TIMEOUT_S, Supervisor
-from slabpress.plan import ARENA, CONTROL, MemoryPlan, PipelinePlan, PlanLine
+from slabpress.pipeline.watch import DoneCallback
+from slabpress.plan import MemoryPlan, PipelinePlan
 from slabpress.shm.control import CONTROL_BYTES, COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.handover import ArenaGrant
 from slabpress.shm.states import PROCESS_RUNNING

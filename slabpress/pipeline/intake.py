@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from slabpress._native import Mutex
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import Batch, DoneCallback, Outcome, Watch
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.outcomes import Outcome
 from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.reporter import Reporter, abandoned, outcome_of
 from slabpress.pipeline.room import RoomLine
+from slabpress.pipeline.watch import DoneCallback, Watch
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, Control
 from slabpress.shm.descriptors import Descriptors

@@ -100,7 +100,7 @@ class Reporter:
         self._ended = False
         self._starting = Mutex()  # a signal handler may wait for a result, in a thread that is just about to
         watch.start_callbacks = self.start
-        watch.call_later = lambda callback, handle: self._put((callback, handle))
+        watch.call_later = self._call_later
         if on_delivery is not None:
             self.start()
 
@@ -148,6 +148,12 @@ class Reporter:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def _call_later(self, callback: DoneCallback, handle: DeliveryHandle) -> None:
+        """Run a callback of a record that is resolved already."""
+        with self._watch.changed:
+            self._watch.late_asked += 1
+            self._put((callback, handle))
+
     # --- the callback thread ------------------------------------------------------------------------------------
 
     def _put(self, item: Batch | tuple[DoneCallback, DeliveryHandle] | None) -> None:
@@ -180,7 +186,12 @@ class Reporter:
         """Run callbacks; False if one has forked, and this is the child: nothing of the arena is its own."""
         if isinstance(item, tuple):
             run_guarded(*item)
-            return not self._watch.forked
+            if self._watch.forked:
+                return False
+            with self._watch.changed:
+                self._watch.late_run += 1
+                self._watch.tell()
+            return True
         try:
             self._call_back(item)
         finally:

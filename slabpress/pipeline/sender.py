@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from slabpress._native import BATCH_FULL, FastLane, Mutex, partition_for_key
+from slabpress._native import BATCH_FULL, DeliveryHandle, FastLane, Mutex, partition_for_key
 from slabpress.config import Config
 from slabpress.errors import (
     BufferFullError,
@@ -24,7 +24,7 @@ from slabpress.errors import (
     TooManyTopicsError,
 )
 from slabpress.pipeline.accumulator import Accumulator
-from slabpress.pipeline.batch import Batch, DeliveryHandle
+from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.lookup import TopicLookup
 from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.room import RoomLine, Turn

@@ -267,18 +267,18 @@ class Session:
                 return
             self.accumulator.seal_all()
             waiting = self.accumulator.unfinished()
-        place = 0
+        watch, place, late = self.watch, 0, self.watch.late_asked
 
         def finished() -> bool:
             nonlocal place
             while place < len(waiting) and waiting[place].finished:
                 place += 1
-            return place == len(waiting)
+            return place == len(waiting) and watch.late_run >= late
 
-        with self.watch.changed:
-            if self.watch.wait_for(finished, timeout_s):
+        with watch.changed:
+            if watch.wait_for(finished, timeout_s):
                 return
-            left = sum(batch.records for batch in waiting if not batch.finished)
+            left = sum(batch.records for batch in waiting if not batch.finished) + max(0, late - watch.late_run)
         raise FlushTimeoutError(f"{left} records were still under way after {timeout_s} s", records=left)
 
     def raise_unseen(self) -> None:

@@ -37,6 +37,10 @@ class Watch:
         self.forked = False
         self.start_callbacks: Callable[[], None] = lambda: None
         self.call_later: Callable[[DoneCallback, DeliveryHandle], None] = run_callback
+        # Callbacks of records that were resolved before they could be noted in the batch: to start the callback thread
+        # for the first one may take longer than the delivery.
+        self.late_asked = 0
+        self.late_run = 0
         self.delivered_ever = 0
         self.failed_ever = 0
 

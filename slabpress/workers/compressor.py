@@ -64,11 +64,12 @@ class Compressor:
         if task.source != NONE:
             chunks, raw_bytes = self._cut_piece(task.index)
         buffers = self._point.buffers(task)
-        payload_bytes, codec_id = codec.compress(chunks, raw_bytes, buffers) if not deadly else NOT_SMALLER, codec.id
-        if payload_bytes < 0:
-            payload_bytes, codec_id = raw_bytes, CODEC_NONE
+        payload_bytes = NOT_SMALLER if deadly else codec.compress(chunks, raw_bytes, buffers)
+        if payload_bytes == NOT_SMALLER:
             copy_stream(chunks, buffers)
-        self._point.finish(task, raw_bytes, payload_bytes, codec_id)
+            self._point.finish(task, raw_bytes, raw_bytes, CODEC_NONE)
+        else:
+            self._point.finish(task, raw_bytes, payload_bytes, codec.id)
 
     def _cut_piece(self, index: int) -> tuple[list[memoryview], int]:
         """The records of the next piece of a split batch, out of the payload that was too large (shm/splits.py)."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from slabpress._native import DeliveryHandle
-from slabpress.errors import ProcessError
+from slabpress.errors import FlushTimeoutError, ProcessError
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.outcomes import Outcome
 from slabpress.pipeline.supervisor import Supervisor
@@ -75,6 +75,25 @@ def test_a_result_wakes_the_callback_thread_and_nobody_else(monkeypatch: pytest.
             assert called.wait(WATCHDOG_S)
             until(lambda: _is_asleep(rig))
         assert "instant pipeline" not in rung_by
+
+
+def test_flush_waits_for_a_callback_that_came_after_its_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first callback of all starts the thread for them, which may take longer than the delivery does.
+    with Rig({"t": 1}) as rig:
+        hang, start = _Hang(), threading.Thread.start
+
+        def deliver_and_start(thread: threading.Thread) -> None:
+            if thread.name == CALLBACKS:
+                until(lambda: rig.session.watch.delivered_ever == 1)
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", deliver_and_start)
+        rig.send("t", b"v", on_delivery=hang)
+        assert hang.entered.wait(WATCHDOG_S)
+        with pytest.raises(FlushTimeoutError, match="1 records were still under way"):
+            rig.producer.flush(0.01)
+        hang.leave.set()
+        rig.flush()
 
 
 def test_results_are_taken_in_while_a_callback_takes_long() -> None:
