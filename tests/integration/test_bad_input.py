@@ -42,6 +42,7 @@ def strict_kafka() -> Iterator[KafkaCluster]:
 def producer(strict_kafka: KafkaCluster) -> Iterator[Producer]:
     """One producer for the whole module: every refusal must leave it working for the next."""
     with Producer(strict_kafka.bootstrap_servers, workers=1, max_block_ms=1500, buffer_memory="4MiB") as made:
+        made.flush()  # has the thread started that takes results in: it is the fixture's, and of no test
         yield made
 
 
