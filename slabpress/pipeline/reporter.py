@@ -8,6 +8,7 @@ broker become back-pressure in send() and never a queue that grows (law 1).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -109,16 +110,20 @@ class Reporter:
 
         Not when the first one is due: at interpreter exit Python 3.12 starts no threads any more.
         """
-        if self._watch.forked or self._ended:
-            return  # it would sleep on the parent's word, and be woken in its thread's place; or on a word that is gone
+        if self._watch.forked:
+            return  # it would sleep on the parent's word, and be woken in its thread's place
         with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="slabpress-callbacks", daemon=True)
-                try:
-                    self._thread.start()
-                except RuntimeError:  # there are too many threads; what a signal handler raises leaves it running
+            if self._thread is not None or self._ended:  # it would sleep on a word that is gone
+                return
+            may_run = [True]
+            self._thread = threading.Thread(target=self._run, args=(may_run,), name="slabpress-callbacks", daemon=True)
+            try:
+                self._thread.start()
+            except BaseException:  # there are too many threads; or a signal handler raises, and it may run already
+                with contextlib.suppress(IndexError):
+                    may_run.pop()
                     self._thread = None
-                    raise
+                raise
 
     def resolve(self, outcomes: list[tuple[Batch, Outcome]]) -> None:
         """Set the batches' outcomes; those with callbacks go to the callback thread, the rest are finished."""
@@ -141,18 +146,30 @@ class Reporter:
 
     def stop(self, timeout_s: float | None) -> bool:
         """End the callback thread after what is queued; whether it ended in time. It is not started any more."""
-        self._ended = True
+        with self._watch.changed:
+            self._ended = True
+        # One that is being started runs after this, or was given up. Where a signal handler closes, in the thread that
+        # is just starting it, that cannot be waited for: it finds that it is to end before anything else.
+        with contextlib.suppress(RuntimeError), self._starting:
+            pass
         if self._thread is None:
             return True
         self._put(None)
-        self._thread.join(timeout_s)
+        try:
+            self._thread.join(timeout_s)
+        except RuntimeError:  # it has not started
+            return False
         return not self._thread.is_alive()
 
     def _call_later(self, callback: DoneCallback, handle: DeliveryHandle) -> None:
-        """Run a callback of a record that is resolved already."""
+        """Run a callback of a record that is resolved already; here, where the callback thread was ended meanwhile."""
         with self._watch.changed:
-            self._watch.late_asked += 1
-            self._put((callback, handle))
+            if not self._ended:
+                self._put((callback, handle))
+                # Only now: of one that is counted and not queued, as a signal handler raised, flush() would never hear.
+                self._watch.late_asked += 1
+                return
+        run_callback(callback, handle)
 
     # --- the callback thread ------------------------------------------------------------------------------------
 
@@ -162,7 +179,11 @@ class Reporter:
         if self._is_asleep:
             self._sleeper.call()
 
-    def _run(self) -> None:
+    def _run(self, may_run: list[bool]) -> None:
+        try:
+            may_run.pop()
+        except IndexError:
+            return  # whoever started it was interrupted, and another is started for the next who asks
         while True:
             self._sleep()
             self._results.take_or_tell()
@@ -175,6 +196,8 @@ class Reporter:
 
     def _sleep(self) -> None:
         """Sleep until there is something queued, or results."""
+        if self._queue:
+            return  # not even to look whether there are results: of a producer that is closed the word is gone
         self._is_asleep = True
         self._sleeper.lie_down()
         if not self._queue and not self._results.has_results():
@@ -190,6 +213,7 @@ class Reporter:
                 return False
             with self._watch.changed:
                 self._watch.late_run += 1
+                self._watch.late_asked = max(self._watch.late_asked, self._watch.late_run)
                 self._watch.tell()
             return True
         try:
