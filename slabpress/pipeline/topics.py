@@ -126,11 +126,23 @@ class TopicRegistry:
                     f"topic {name!r} is one too many: the arena has room for {self._table.topic_count} topics; "
                     "raise max_topic_partitions"
                 )
-            index = self._free_topics.popleft()
-            self._wanted[name] = index
+            self._take_entry(name, self._free_topics[0])
+        self._waiting[name] = self._waiting.get(name, 0) + 1
+
+    def _take_entry(self, name: str, index: int) -> None:
+        """All of it or nothing: a topic that a signal handler left half wanted would be asked for by nobody, ever."""
+        try:
             self._asked_at[name] = self._table.answer(index).answers
             self._table.want(index, name)
-        self._waiting[name] = self._waiting.get(name, 0) + 1
+            self._wanted[name] = index
+            self._free_topics.popleft()
+        except BaseException:
+            self._asked_at.pop(name, None)
+            self._wanted.pop(name, None)
+            self._table.unwant(index)
+            if index not in self._free_topics:
+                self._free_topics.append(index)
+            raise
 
     def give_up(self, name: str, now: float) -> None:
         """One waiter fewer. When the last leaves a topic that did not turn up, it is asked for a while longer.

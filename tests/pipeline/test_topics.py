@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -112,6 +113,40 @@ def test_an_answer_of_a_former_topic_is_not_the_new_ones() -> None:
         rig.table.set_answer(0, 2, 0)
         rig.registry.refresh()
         assert len(rig.registry.known["b"].open) == 2
+
+
+@pytest.mark.parametrize("happens", [False, True], ids=["before it", "after it"])
+@pytest.mark.parametrize("step", ["answer", "want", "popleft"])
+def test_a_topic_that_a_signal_handler_left_half_wanted_is_wanted_by_nobody_and_may_be_again(
+    step: str, happens: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with parts() as rig:
+        registry, table = rig.registry, rig.table
+        names = [f"t{number}" for number in range(table.topic_count)]
+
+        class Entries(deque[int]):
+            """A deque's own methods cannot be replaced."""
+
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, "_free_topics", Entries(registry._free_topics))
+            patched = registry._free_topics if step == "popleft" else table
+            real = getattr(patched, step)
+
+            def interrupted(*arguments: Any) -> None:
+                if happens:
+                    real(*arguments)
+                raise KeyboardInterrupt
+
+            patch.setattr(patched, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                registry.want("t0")
+            left = list(registry._free_topics)
+        registry._free_topics = deque(left)
+        assert table.wanted() == {}
+        for name in names:
+            registry.want(name)
+        assert sorted(table.wanted()) == sorted(names)
+        assert not any(registry.error_code(name) for name in names)
 
 
 def test_one_topic_too_many_is_refused_with_the_number_that_fits() -> None:
