@@ -33,7 +33,7 @@ from slabpress.workers.compressor import Compressor
 CHILD_TIMEOUT_S: Final = 60
 PROJECT: Final = Path(__file__).parents[2]
 # A process that holds an arena's admission lock until its standard input ends or it is killed; writes "x" once it does.
-LOCK_HOLDER: Final = """
+_LOCK_HOLDER: Final = """
 import os, sys
 from slabpress.shm.arena import Arena
 arena = Arena.attach(int(sys.argv[1]))
@@ -214,6 +214,24 @@ def deliver(arena: Arena, index: int) -> bytes:
     arena.outputs.mark(output.first_output, OUTPUT_FREE)
     arena.batch_states.store(index, FREE)
     return payload
+
+
+@contextlib.contextmanager
+def lock_holder(arena: Arena) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has the arena's admission lock; it does not survive this."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _LOCK_HOLDER, str(arena.descriptor)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=[arena.descriptor],
+        cwd=PROJECT,
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.read(1) == b"x"
+            yield child
+        finally:
+            child.kill()
 
 
 def run_python(code: str, *arguments: str, pass_fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -39,10 +39,10 @@ from slabpress.workers.compressor import Compressor
 from tests.shm.faults import Killed, Life, make_mortal, make_mortal_worker
 from tests.shm.kit import (
     CHILD_TIMEOUT_S,
-    LOCK_HOLDER,
     PROJECT,
     SealingCoordinator,
     deliver,
+    lock_holder,
     publish_raw,
     small_arena,
     take,
@@ -202,15 +202,7 @@ def test_the_lock_excludes_other_processes_until_its_holder_lets_go_or_dies() ->
             fcntl.lockf(arena.descriptor, fcntl.LOCK_UN, 1, at.ADMISSION_LOCK_BYTE, os.SEEK_SET)
 
         for killed in (False, True):
-            with subprocess.Popen(
-                [sys.executable, "-c", LOCK_HOLDER, str(arena.descriptor)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=[arena.descriptor],
-                cwd=PROJECT,
-            ) as child:
-                assert child.stdout is not None
-                assert child.stdout.read(1) == b"x"
+            with lock_holder(arena) as child:
                 # Readers would share a lock that is not exclusive.
                 with pytest.raises(BlockingIOError):
                     fcntl.lockf(
@@ -233,15 +225,7 @@ def test_recovery_does_not_wait_for_a_process_that_holds_the_lock_and_was_stoppe
         _sealed(SealingCoordinator(arena), b"x")
         dead, supervisor = Admission(arena, 1), Admission(arena, SUPERVISOR)
         assert dead.take() is not None
-        with subprocess.Popen(
-            [sys.executable, "-c", LOCK_HOLDER, str(arena.descriptor)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[arena.descriptor],
-            cwd=PROJECT,
-        ) as child:
-            assert child.stdout is not None
-            assert child.stdout.read(1) == b"x"
+        with lock_holder(arena) as child:
             child.send_signal(signal.SIGSTOP)
             assert supervisor.recover(1) is None
             child.kill()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ from slabpress.shm.layout import WORKERS_MAX
 from slabpress.shm.splits import Splits
 from slabpress.shm.states import COMPRESSING, OUTPUT_FILLING, OUTPUT_READY, READY, SEALED, owned
 from tests.shm.faults import Life, make_mortal
-from tests.shm.kit import CHILD_TIMEOUT_S, LOCK_HOLDER, PROJECT, SealingCoordinator, small_arena
+from tests.shm.kit import CHILD_TIMEOUT_S, SealingCoordinator, lock_holder, small_arena
 from tests.support.kafka_install import wait_until
 
 WORKER: Final = 3
@@ -220,15 +218,7 @@ def _waits_for_the_lock(arena: Arena) -> bool:
 def test_a_batch_is_waited_for_while_another_process_holds_the_lock_and_others_go_on(arena: Arena) -> None:
     point, taken = Admission(arena, WORKER).point, []
     thread = threading.Thread(target=lambda: taken.append(point.admit()))
-    with subprocess.Popen(
-        [sys.executable, "-c", LOCK_HOLDER, str(arena.descriptor)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=[arena.descriptor],
-        cwd=PROJECT,
-    ) as child:
-        assert child.stdout is not None
-        assert child.stdout.read(1) == b"x"
+    with lock_holder(arena) as child:
         thread.start()
         # This thread comes here only because the other gave the interpreter away.
         wait_until(lambda: _waits_for_the_lock(arena), "somebody waits for the lock", CHILD_TIMEOUT_S)
