@@ -14,7 +14,12 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from tests.support.brokers import kafka, kafka3, topic
+from tests.support.sources import is_compiled, take_sources
+
+if not is_compiled():
+    take_sources()
+
+from tests.support.brokers import kafka, kafka3, topic  # after that: what it imports is found so
 
 __all__ = ["kafka", "kafka3", "topic"]
 
@@ -54,6 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # that the tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if is_compiled() and item.get_closest_marker("inside")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 class _Belongings(NamedTuple):

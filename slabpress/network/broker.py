@@ -46,7 +46,7 @@ class Tools(NamedTuple):
     poller: Poller
     resolver: Resolver
     reconnect_backoff: Backoff
-    receive_buffer: memoryview
+    receive_buffer: bytearray
     owner: Owner
 
 
@@ -84,6 +84,7 @@ class Broker:
         self.established = 0
         self.asked_at_ns = 0
         self._tools = tools
+        self._receive_buffer = memoryview(tools.receive_buffer)
         self._transport: TcpTransport | None = None
         self._endpoints: deque[Endpoint] = deque()
         self._endpoint: Endpoint | None = None
@@ -193,16 +194,17 @@ class Broker:
                 self._receive(connection, transport, now)
             if mask & WRITE and connection is self.connection:
                 self.flush(now)
-        except NegotiationError as error:
-            self._close(str(error), now, ask_plain=True)
-        except WireError as error:
-            self._distrust(error)
-            self._close(str(error), now)
+        # Names of their own: mypyc gives a name one type.
+        except NegotiationError as refusal:
+            self._close(str(refusal), now, ask_plain=True)
+        except WireError as nonsense:
+            self._distrust(nonsense)
+            self._close(str(nonsense), now)
         except OSError as error:
             self._close(error_words(error), now, ask_plain=connection.state is State.NEGOTIATING)
 
     def _receive(self, connection: Connection, transport: TcpTransport, now: int) -> None:
-        buffer = self._tools.receive_buffer
+        buffer = self._receive_buffer
         while connection is self.connection:
             count = transport.receive(buffer)
             if count is None:

@@ -63,8 +63,7 @@ class Loop:
         reconnect_backoff = Backoff(settings.reconnect_backoff_ms, settings.reconnect_backoff_max_ms, random)
         self._resolver = Resolver(self._bell)
         self._request_timeout_ns = settings.request_timeout_ms * NS_PER_MS
-        buffer = memoryview(bytearray(RECEIVE_BYTES))
-        tools = Tools(settings, self._poller, self._resolver, reconnect_backoff, buffer, self)
+        tools = Tools(settings, self._poller, self._resolver, reconnect_backoff, bytearray(RECEIVE_BYTES), self)
         self.queues = Queues()
         self.cluster = Cluster()
         self.brokers = Brokers(tools)

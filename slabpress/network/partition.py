@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from slabpress.shm.splits import Split
 
 # Above every seal number.
-IN_STEP: Final = 1 << 64
+IN_STEP: Final = 1 << 61
 
 
 class Source(Protocol):

@@ -24,7 +24,7 @@ from slabpress.network.partition import IN_STEP, Batch, PartitionQueue, Source
 # may be appended alone (ProducerAppendInfo.checkSequence). How long an acknowledgement says that it does know: much
 # less than producer.id.expiration.ms, 24 hours, after which it forgets.
 _KNOWN_FOR_NS: Final = 600_000_000_000
-NEVER_NS: Final = 1 << 63
+NEVER_NS: Final = 1 << 61
 
 
 class Queues:

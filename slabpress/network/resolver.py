@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from slabpress.network.transport import Endpoint
@@ -17,7 +18,7 @@ from slabpress.shm.doorbell import Doorbell
 class Resolved(NamedTuple):
     """What became of a lookup: addresses, or why there are none."""
 
-    asker: object
+    asker: Hashable
     endpoints: list[Endpoint]
     error: str
 
@@ -54,7 +55,7 @@ class Resolver:
         self._bell = bell
         self._results: queue.SimpleQueue[Resolved] = queue.SimpleQueue()
 
-    def start(self, asker: object, host: str, port: int) -> list[Endpoint]:
+    def start(self, asker: Hashable, host: str, port: int) -> list[Endpoint]:
         """The addresses if the host is numeric; else an empty list, and a result with ``asker`` comes later."""
         try:
             return _look_up(host, port, socket.AI_NUMERICHOST | socket.AI_NUMERICSERV)
@@ -63,7 +64,7 @@ class Resolver:
             thread.start()
             return []
 
-    def _run(self, asker: object, host: str, port: int) -> None:
+    def _run(self, asker: Hashable, host: str, port: int) -> None:
         try:
             result = Resolved(asker, _look_up(host, port, 0), "")
         except (OSError, UnicodeError) as error:

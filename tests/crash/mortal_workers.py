@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from tests.crash.steps import arm
+from tests.crash.steps import death_of
 
 if __name__ == "__main__":
     from slabpress.workers.__main__ import main
 
-    arm("worker")
+    death = death_of("worker")
+    if death is not None:
+        death.arm()
     sys.exit(main(sys.argv))

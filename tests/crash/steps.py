@@ -98,8 +98,7 @@ class Death:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(role: str) -> None:
+def death_of(role: str) -> Death | None:
     """Decide whether and how this child dies."""
     rng = random.Random()
-    if rng.random() < _MORTAL:
-        Death(role, rng).arm()
+    return Death(role, rng) if rng.random() < _MORTAL else None

@@ -51,7 +51,7 @@ class Bench:
             {**SETTINGS, "bootstrap_servers": bootstrap, "metadata_recovery_strategy": recovery}
         )
         backoff = Backoff(20, 200, lambda: 0.5)
-        tools = Tools(settings, self.poller, self.resolver, backoff, memoryview(bytearray(4096)), self.owner)
+        tools = Tools(settings, self.poller, self.resolver, backoff, bytearray(4096), self.owner)
         self.brokers = Brokers(tools)
 
     def run(self, now: int) -> None:
@@ -207,6 +207,7 @@ def test_a_name_is_looked_up_anew_for_every_connection(bell: Doorbell, silent: s
     bench.close()
 
 
+@pytest.mark.inside
 def test_of_equally_busy_brokers_the_one_not_asked_for_longest_is_asked(bell: Doorbell, silent: str) -> None:
     bench = Bench(bell, [silent])
     bench.brokers.update({node: BrokerAddress(node, "127.0.0.1", 1) for node in (1, 2, 3)}, 0)

@@ -231,6 +231,7 @@ class EagerQueue(PartitionQueue):
         pass
 
 
+@pytest.mark.inside
 @pytest.mark.parametrize("eager", [False, True])
 def test_two_at_once_to_a_leader_that_knows_nothing_would_change_their_order(
     monkeypatch: pytest.MonkeyPatch, eager: bool
@@ -251,6 +252,7 @@ def test_two_at_once_to_a_leader_that_knows_nothing_would_change_their_order(
         assert everybody.cluster.logs[0].values == ([b"b", b"a", b"b"] if eager else [b"a", b"b"])
 
 
+@pytest.mark.inside
 @pytest.mark.parametrize("limit", [5, 7])
 def test_more_at_once_than_brokers_remember_would_append_them_twice(
     monkeypatch: pytest.MonkeyPatch, limit: int

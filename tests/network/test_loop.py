@@ -58,6 +58,7 @@ def test_the_job_is_asked_after_when_its_pidfd_rings_or_nothing_does_and_not_for
     assert bench.loop.turn(None)
 
 
+@pytest.mark.inside
 @pytest.mark.timeout(30)
 def test_brokers_are_looked_at_when_something_of_theirs_may_be_due_and_not_for_every_record(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -74,6 +75,7 @@ def test_brokers_are_looked_at_when_something_of_theirs_may_be_due_and_not_for_e
     assert looks[0] >= due_ns
 
 
+@pytest.mark.inside
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("has_moved", [False, True])
 @pytest.mark.parametrize("told", [[], [True], [True, True], [True, False], [False]])
@@ -102,6 +104,7 @@ def test_an_order_whose_ring_has_been_heard_already_is_not_slept_over(bench: Ben
     assert bench.loop.turn(None)
 
 
+@pytest.mark.inside
 @pytest.mark.timeout(30)
 def test_upkeep_is_done_when_something_has_happened_or_is_due_and_not_for_every_ring(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -118,6 +121,7 @@ def test_upkeep_is_done_when_something_has_happened_or_is_due_and_not_for_every_
     assert len(turns) == 1
 
 
+@pytest.mark.inside
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("event", ["a lost connection", "a ready connection", "a name that was looked up"])
 def test_upkeep_is_done_after_what_may_concern_it(bench: Bench, monkeypatch: pytest.MonkeyPatch, event: str) -> None:

@@ -174,6 +174,7 @@ def test_backoff_grows_with_each_try_of_a_batch(rigs: list[Rig]) -> None:
     assert now > 0
 
 
+@pytest.mark.inside
 @pytest.mark.parametrize(("said_of", "leader"), [(ID, 2), (FORMER_ID, NODE)])
 def test_a_hint_for_a_topic_that_is_no_more_is_not_taken(
     rigs: list[Rig], monkeypatch: pytest.MonkeyPatch, said_of: UUID, leader: int

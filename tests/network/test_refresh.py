@@ -32,7 +32,7 @@ def refresher(bell: Doorbell) -> Iterator[Refresher]:
     settings = NetworkSettings.of({**SETTINGS, "metadata_max_age_ms": 1000, "bootstrap_servers": []})
     backoff = Backoff(10, 40, lambda: 0.5)
     with contextlib.closing(make_poller()) as poller:
-        tools = Tools(settings, poller, Resolver(bell), backoff, memoryview(bytearray(1)), Mock())
+        tools = Tools(settings, poller, Resolver(bell), backoff, bytearray(1), Mock())
         brokers = Brokers(tools)
         yield Refresher({}, Cluster(), brokers, Queues(), settings, backoff)
         for broker in brokers:
@@ -89,6 +89,7 @@ def test_who_wants_nothing_gives_nobody_up(refresher: Refresher) -> None:
     assert refresher.give_up_at_ns() is None
 
 
+@pytest.mark.inside
 def test_the_log_of_a_topic_that_was_created_again_is_sent_one_batch_at_first(
     refresher: Refresher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
