@@ -1,7 +1,7 @@
 from collections.abc import Callable, Sequence
 from mmap import mmap
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from slabpress.errors import SlabpressError
 from slabpress.pipeline.batch import Batch
@@ -327,9 +327,13 @@ class Watch:
     def lie_down(self) -> bool: ...
     def get_up(self) -> None: ...
 
+_Result = TypeVar("_Result", bound=tuple[Any, ...])
+
 class AnswerReader:
     def __init__(self, version: int, frame: bytes) -> None: ...
-    def read(self) -> tuple[int, list[tuple[Any, ...]], list[tuple[int, str, int]]]: ...
+    def read(
+        self, result: type[_Result], topic_of: Callable[[bytes], Any]
+    ) -> tuple[int, list[_Result], list[tuple[int, str, int]]]: ...
 
 class SendPoint:
     def __init__(
@@ -364,6 +368,7 @@ class SendPoint:
         crc32c: Callable[..., int],
         piece_max_timestamp: int | None = None,
     ) -> list[memoryview]: ...
+    def any_split(self) -> bool: ...
     def start(self, index: int) -> None: ...
     def end(
         self,

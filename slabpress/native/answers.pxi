@@ -32,11 +32,15 @@ cdef class AnswerReader:
         self.size = PyBytes_GET_SIZE(frame)
         self.at = 0
 
-    def read(self):
+    def read(self, type result, topic_of):
         """The response: (throttle time in ms, results, addresses).
 
-        A result: (topic, or its id's bytes, partition, error, base offset, append time, record errors, message, leader,
-        its epoch). An address: (node, host, port).
+        Args:
+            result: what each result is: a tuple of (topic, partition, error, base offset, append time, record errors,
+                message, leader, its epoch), by names.
+            topic_of: the topic of an id's 16 bytes.
+
+        An address: (node, host, port).
 
         Raises:
             ValueError: it does not parse.
@@ -49,11 +53,11 @@ cdef class AnswerReader:
         topics = self.count()
         while topics > 0:
             topics -= 1
-            topic = self.octets(16) if self.version >= FIRST_WITH_IDS else self.text()
+            topic = topic_of(self.octets(16)) if self.version >= FIRST_WITH_IDS else self.text()
             partitions = self.count()
             while partitions > 0:
                 partitions -= 1
-                results.append(self.result(topic))
+                results.append(tuple.__new__(result, self.result(topic)))
             self.pass_tags()
         throttle_ms = self.number(4)
         self.read_endpoints(brokers)

@@ -247,6 +247,10 @@ cdef class SendPoint:
         parts.insert(0, PyMemoryView_FromMemory(header, HEADER_SIZE, PyBUF_READ))
         return parts
 
+    def any_split(self):
+        """Whether a batch of the arena was ever split."""
+        return sp_load64(self.memory.at(self.splits_at, 8)) != 0
+
     def start(self, Py_ssize_t index):
         """READY becomes IN_FLIGHT, and one try more is counted."""
         cdef char *descriptor = self.descriptor(index)

@@ -89,6 +89,7 @@ class ArenaBatches:
         self._descriptors = Descriptors(arena)
         self._splits = Splits(arena)
         self._send_point = arena.send_point
+        self._is_direct = arena.is_direct
         self.inbox = arena.inbox()
         # In a fresh arena this is 0.
         self.inbox.cursor = max(0, arena.seal_tail - arena.geometry.seal_ring_entries)
@@ -97,7 +98,7 @@ class ArenaBatches:
     @property
     def needs_workers(self) -> bool:
         """Whether what this process does may be what a worker waits for."""
-        return not self.arena.is_direct or self._splits.any_ever()
+        return not self._is_direct or self._send_point.any_split()
 
     def take_over(self) -> None:
         """Make order after a predecessor that died: its batches on the wire are READY to be sent again."""

@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import Final, NamedTuple
+from typing import Final
 
-from slabpress.network.framing import Frames, OversizedError, not_a_response
+from slabpress.network.framing import Frames, OversizedError, correlation_id_of, not_a_response
 from slabpress.network.messages import (
     API_VERSIONS,
     INIT_PRODUCER_ID,
     METADATA,
     PRODUCE,
     common_version,
-    correlation_id_of,
     decode_api_versions,
     encode_api_versions,
     error_name,
@@ -88,11 +87,14 @@ class InFlight:
         self.size = request.size
 
 
-class Answer(NamedTuple):
+class Answer:
     """A response frame, with what it answers."""
 
-    request: InFlight
-    frame: bytes
+    __slots__ = ("frame", "request")
+
+    def __init__(self, request: InFlight, frame: bytes) -> None:
+        self.request = request
+        self.frame = frame
 
 
 class Connection:

@@ -111,6 +111,13 @@ class Frames:
         self._large = None
 
 
+def correlation_id_of(frame: bytes) -> int:
+    """The correlation id that every response begins with."""
+    if len(frame) < 4:
+        raise WireError(f"a response of {len(frame)} bytes has no correlation id")
+    return int.from_bytes(frame[:4], "big", signed=True)
+
+
 def not_a_response(length: int) -> str:
     """What to say of a length that no response has."""
     return f"not a Kafka response: it begins with {_HEAD.pack(length, 0)[:4]!r}, a length of {length} bytes"

@@ -186,10 +186,9 @@ class Loop:
 
     def _wake_worker(self) -> None:
         """Ring a worker that sleeps, if something waits for the room that there is now."""
-        slot = self._control.sleeping_worker()
-        if slot is None:
-            return
-        if any(arena.needs_workers and is_worker_wanted(arena.arena) for arena in self.arenas.values()):
+        arenas = [arena for arena in self.arenas.values() if arena.needs_workers]
+        slot = self._control.sleeping_worker() if arenas else None
+        if slot is not None and any(is_worker_wanted(arena.arena) for arena in arenas):
             self._control.bells[slot].ring()
 
     def _wait(self, now: int, longest_s: float | None) -> bool:
@@ -221,6 +220,8 @@ class Loop:
     def _rung(self, now: int) -> None:
         if self._must_drain:
             self._bell.drain()
+        if not self._resolver.under_way:
+            return
         for result in self._resolver.results():
             self._upkeep.restless = True
             for broker in self.brokers:

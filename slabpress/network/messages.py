@@ -172,13 +172,6 @@ def encode_init_producer_id(version: int, correlation_id: int, client_id: str) -
     return _encode(types, INIT_PRODUCER_ID, version, correlation_id, client_id, body)
 
 
-def correlation_id_of(frame: bytes) -> int:
-    """The correlation id that every response begins with."""
-    if len(frame) < 4:
-        raise WireError(f"a response of {len(frame)} bytes has no correlation id")
-    return int.from_bytes(frame[:4], "big", signed=True)
-
-
 def _decode(api: int, version: int, frame: bytes) -> Any:
     types = _types(api, version)
     try:

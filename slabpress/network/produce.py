@@ -24,14 +24,17 @@ from slabpress.results import DELIVERED
 _ZSTD: Final = 4
 
 
-class ProduceContext(NamedTuple):
-    """What a Produce request in flight holds: its batches, and the names behind the topic ids it used.
+class ProduceContext:
+    """What a Produce request in flight holds: its batches, and the names behind the topic ids it used, as integers.
 
     The ids are those of the request: metadata may know another one by the time of the response (KAFKA-19397).
     """
 
-    batches: dict[tuple[str, int], Batch]
-    names: dict[UUID, str]
+    __slots__ = ("batches", "names")
+
+    def __init__(self, batches: dict[tuple[str, int], Batch], names: dict[int, str]) -> None:
+        self.batches = batches
+        self.names = names
 
 
 class Applied(NamedTuple):
@@ -107,7 +110,9 @@ class Producing:
         for batch, source in batches:
             source.start(batch)
             self._queues.take(batch, now)
-        names = {topic.topic_id: topic.name for topic in topics if topic.topic_id is not None}
+        names = {}
+        if version >= FIRST_WITH_TOPIC_IDS:
+            names = {topic.topic_id.int: topic.name for topic in topics if topic.topic_id is not None}
         connection.send(request, correlation_id, PRODUCE, version, ProduceContext(chosen, names), now)
         arena.counters.count_request(request.size)
         return True
@@ -213,7 +218,7 @@ class Producing:
         paired = []
         left = dict(context.batches)
         for result in answer.results:
-            name = context.names.get(result.topic, "") if isinstance(result.topic, UUID) else result.topic
+            name = context.names.get(result.topic.int, "") if isinstance(result.topic, UUID) else result.topic
             batch = left.pop((name, result.partition), None)
             if batch is None:
                 raise WireError(f"produce response for {result.topic}-{result.partition}, which was not sent")

@@ -7,11 +7,16 @@ are passed over, as Kafka says (KIP-482); kio 0.6 stops at one.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from uuid import UUID
 
 from slabpress._native import AnswerReader
-from slabpress.network.produce_codec import FIRST_WITH_TOPIC_IDS
 from slabpress.network.wire import BrokerAddress, ProduceAnswer, ProduceResult, UnreadableError
+
+
+@lru_cache(64)
+def _topic_id(octets: bytes) -> UUID:
+    return UUID(bytes=octets)
 
 
 def decode_produce(version: int, frame: bytes) -> ProduceAnswer:
@@ -21,10 +26,7 @@ def decode_produce(version: int, frame: bytes) -> ProduceAnswer:
         UnreadableError: it does not parse.
     """
     try:
-        throttle_ms, found, addresses = AnswerReader(version, frame).read()
+        throttle_ms, results, addresses = AnswerReader(version, frame).read(ProduceResult, _topic_id)
     except ValueError as error:
         raise UnreadableError(f"produce response v{version} of {len(frame)} bytes does not parse: {error}") from error
-    if version >= FIRST_WITH_TOPIC_IDS:
-        found = [(UUID(bytes=result[0]), *result[1:]) for result in found]
-    results = [ProduceResult._make(result) for result in found]
     return ProduceAnswer(max(0, throttle_ms), results, [BrokerAddress._make(address) for address in addresses])

@@ -93,7 +93,7 @@ def _topic(topic: ProduceTopic, version: int) -> bytes:
     if version >= FIRST_WITH_TOPIC_IDS:
         if topic.topic_id is None:
             raise ValueError(f"topic {topic.name!r} has no id, which Produce v{version} wants")
-        return topic.topic_id.bytes
+        return topic.topic_id.int.to_bytes(16, "big")
     return _name(topic.name, flexible=version >= FIRST_FLEXIBLE)
 
 

@@ -49,11 +49,15 @@ class Resolver:
 
     Args:
         bell: rung when a lookup has ended; then ``results`` has it.
+
+    Attributes:
+        under_way: lookups whose result was not taken yet.
     """
 
     def __init__(self, bell: Doorbell) -> None:
         self._bell = bell
         self._results: queue.SimpleQueue[Resolved] = queue.SimpleQueue()
+        self.under_way = 0
 
     def start(self, asker: Hashable, host: str, port: int) -> list[Endpoint]:
         """The addresses if the host is numeric; else an empty list, and a result with ``asker`` comes later."""
@@ -62,6 +66,7 @@ class Resolver:
         except (OSError, UnicodeError):
             thread = threading.Thread(target=self._run, args=(asker, host, port), daemon=True)
             thread.start()
+            self.under_way += 1
             return []
 
     def _run(self, asker: Hashable, host: str, port: int) -> None:
@@ -78,4 +83,5 @@ class Resolver:
         found = []
         while not self._results.empty():  # nobody else takes any
             found.append(self._results.get_nowait())
+        self.under_way -= len(found)
         return found

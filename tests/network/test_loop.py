@@ -134,6 +134,7 @@ def test_upkeep_is_done_after_what_may_concern_it(bench: Bench, monkeypatch: pyt
     elif event == "a ready connection":
         bench.loop.became_ready(broker)
     else:
+        bench.loop._resolver.under_way = 1
         monkeypatch.setattr(bench.loop._resolver, "results", lambda: [Resolved(None, [], "")])
         bench.control.bells[NETWORK].ring()
         bench.loop.turn(None)

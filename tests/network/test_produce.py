@@ -189,7 +189,7 @@ def test_a_hint_for_a_topic_that_is_no_more_is_not_taken(
     said = ProduceAnswer(0, [result], [BrokerAddress(2, "b", 1)])
     monkeypatch.setattr("slabpress.network.produce.decode_produce", lambda _version, _frame: said)
     request = bench.connection._in_flight[0]
-    applied = bench.producing.answered(request, context._replace(names={said_of: "t"}), b"", 0)
+    applied = bench.producing.answered(request, ProduceContext(context.batches, {said_of.int: "t"}), b"", 0)
     assert bench.cluster.leader("t", 0) == leader
     assert applied.leaders_changed == (leader == 2)
     assert applied.metadata_is_stale

@@ -41,8 +41,10 @@ def test_numeric_addresses_need_no_thread(bell: Doorbell) -> None:
 def test_names_come_later_with_a_ring(bell: Doorbell) -> None:
     lookups = Resolver(bell)
     assert lookups.start("me", "localhost", 9092) == []
+    assert lookups.under_way == 1
     bell.wait(10)
     [result] = lookups.results()
+    assert lookups.under_way == 0
     assert result.asker == "me"
     assert any(endpoint.address[0] in ("127.0.0.1", "::1") for endpoint in result.endpoints)
     assert lookups.results() == []
