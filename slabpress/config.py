@@ -178,7 +178,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0
     slab_size: Annotated[
         int,
-        Meta(ge=0, le=SLAB_BYTES_MAX, description="Bytes of a slab and of an output buffer; 0: by buffer_memory."),
+        Meta(
+            ge=0,
+            le=SLAB_BYTES_MAX,
+            description="Bytes of a slab and of an output buffer; 0: by buffer_memory and batch_size.",
+        ),
     ] = 0
     max_topic_partitions: Annotated[
         int,

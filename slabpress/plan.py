@@ -33,6 +33,7 @@ from slabpress.units import format_bytes
 
 _SLAB_BYTES_LEAST: Final = 4 * 1024
 _SLAB_BYTES_MOST: Final = 64 * 1024
+_SMALLER_SLABS: Final = 4
 _BYTES_PER_TOPIC_PARTITION: Final = 16 * 1024
 _TOPIC_PARTITIONS_LEAST: Final = 128
 _TOPIC_PARTITIONS_MOST: Final = 16_384
@@ -216,7 +217,7 @@ def _plan_direct(config: Config, workers: int, geometry: Geometry) -> MemoryPlan
 
 
 def _geometry(config: Config) -> Geometry:
-    slab_bytes = config.slab_size or automatic_slab_bytes(config.buffer_memory)
+    slab_bytes = config.slab_size or automatic_slab_bytes(config.buffer_memory, config.batch_size)
     partitions = config.max_topic_partitions or min(
         _TOPIC_PARTITIONS_MOST, max(_TOPIC_PARTITIONS_LEAST, config.buffer_memory // _BYTES_PER_TOPIC_PARTITION)
     )
@@ -229,10 +230,16 @@ def _geometry(config: Config) -> Geometry:
         ) from error
 
 
-def automatic_slab_bytes(buffer_memory: int) -> int:
-    """A power of two, about a two-thousandth of the arena, between 4 KiB and 64 KiB."""
+def automatic_slab_bytes(buffer_memory: int, batch_size: int = 0) -> int:
+    """A power of two, about a two-thousandth of the arena, between 4 KiB and 64 KiB.
+
+    Less where batches are set to be smaller than that: what they leave of their slabs is room that nobody has. But not
+    less than a quarter, for each slab that there is more has its lines in the plan.
+    """
     share = max(1, buffer_memory // SLABS_PER_ARENA)
-    return min(_SLAB_BYTES_MOST, max(_SLAB_BYTES_LEAST, 1 << (share.bit_length() - 1)))
+    by_arena = 1 << (share.bit_length() - 1)
+    by_batch = max(by_arena // _SMALLER_SLABS, 1 << (batch_size - 1).bit_length()) if batch_size else by_arena
+    return min(_SLAB_BYTES_MOST, max(_SLAB_BYTES_LEAST, min(by_arena, by_batch)))
 
 
 def _lines(config: Config, plan: MemoryPlan) -> tuple[PlanLine, ...]:

@@ -92,7 +92,8 @@ def test_without_compression_all_but_the_room_for_one_piece_is_slabs(
     room = geometry.output_count * geometry.output_bytes
     assert plan.batch_bytes == batch_size or batch_size == 0 or batch_size > room == plan.batch_bytes
     assert plan.largest_record_bytes == min(slabs, 1 << 20)
-    compressing = _plan(buffer_memory=buffer_memory, slab_size=slab_size, compression_type="lz4").geometry
+    sizes = {"buffer_memory": buffer_memory, "slab_size": slab_size, "batch_size": batch_size}
+    compressing = _plan(**sizes, compression_type="lz4").geometry
     blocks = geometry.slab_count + geometry.output_count
     assert (blocks, geometry.batch_count) == (2 * compressing.slab_count, blocks)
 
@@ -140,6 +141,16 @@ def test_the_sizes_that_follow_from_buffer_memory(
 def test_with_many_workers_batches_are_smaller_so_that_each_finds_some(workers: int, slabs: int) -> None:
     plan = _plan(buffer_memory="64MiB", compression_type="lz4", workers=workers)
     assert plan.batch_bytes == slabs * plan.geometry.slab_bytes
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "slab_bytes"),
+    [(0, 32), ("1MiB", 32), (32768, 32), (32767, 32), (16385, 32), (16384, 16), (9000, 16), (8192, 8), (1, 8)],
+)
+def test_slabs_are_not_larger_than_batches_are_set_to_be(batch_size: int | str, slab_bytes: int) -> None:
+    for codec in ("none", "lz4"):
+        plan = _plan(buffer_memory="64MiB", compression_type=codec, batch_size=batch_size)
+        assert plan.geometry.slab_bytes == plan.geometry.output_bytes == slab_bytes * 1024
 
 
 def test_an_arena_too_small_says_how_many_bytes_would_do() -> None:
