@@ -154,13 +154,18 @@ class Accumulator:
     def seal(self, batch: Batch) -> None:
         """Close a batch to further records and give it its place in the order.
 
-        Publishing is one native call; the bookkeeping after it may be cut short by what a signal handler raises,
-        and is done again by whoever meets the batch next: a closed batch takes no records.
+        Publishing is one native call; what comes after it may be cut short by what a signal handler raises, and is done
+        again by whoever meets the batch next: a closed batch takes no records. Whoever is to work on it is rung before
+        the bookkeeping: a record that comes alone does not wait for that.
         """
-        if batch.records > 0 and not batch.closed:
-            self.writer.seal(batch, *self._sealed_states, self._seal_point)
-            batch.topic.under_way[batch.partition] = batch.topic.under_way.get(batch.partition, 0) + 1
         topic = batch.topic
+        if batch.records > 0:
+            is_new = not batch.closed
+            if is_new:
+                self.writer.seal(batch, *self._sealed_states, self._seal_point)
+            self._ring_for_sealed()
+            if is_new:
+                topic.under_way[batch.partition] = topic.under_way.get(batch.partition, 0) + 1
         if topic.open[batch.partition] is batch:
             topic.open[batch.partition] = None
             if topic.sticky == batch.partition:
@@ -169,7 +174,9 @@ class Accumulator:
         self._held.pop(batch.descriptor, None)
         if batch.records == 0:
             self.release(batch)
-        elif self._arena.is_direct:
+
+    def _ring_for_sealed(self) -> None:
+        if self._arena.is_direct:
             self._control.wake(NETWORK)
         elif not self._arena.promises.cover_new():
             self._control.wake_one_worker()
