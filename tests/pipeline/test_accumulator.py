@@ -136,6 +136,28 @@ def test_sealing_wakes_who_sleeps_and_is_next() -> None:
         assert rig.control.bells[COORDINATOR].wait(0, bells) == bells[:1]
 
 
+def test_a_ring_comes_before_the_books_and_what_is_raised_there_leaves_them_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with parts() as rig:
+        topic, rings = rig.topic("t", 1), 0
+        batch = open_with_a_record(rig, topic, 0)
+
+        def ring(*_: int) -> None:
+            nonlocal rings
+            rings += 1
+            assert rig.sealed() == [batch.descriptor]
+            assert topic.open == [batch], "whoever was rung need not wait for this"
+            if rings == 1:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(rig.control, "wake" if rig.arena.is_direct else "wake_one_worker", ring)
+        with pytest.raises(KeyboardInterrupt):
+            rig.accumulator.seal(batch)
+        rig.accumulator.seal(batch)
+        assert (rings, topic.open, rig.sealed()) == (2, [None], [batch.descriptor])
+
+
 def test_sealing_wakes_no_worker_while_one_has_promised_to_be_back_soon() -> None:
     with parts(compression_type="lz4") as rig:
         rig.control.lie_down(FIRST_WORKER)
