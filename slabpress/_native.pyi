@@ -329,11 +329,19 @@ class Watch:
 
 _Result = TypeVar("_Result", bound=tuple[Any, ...])
 
-class AnswerReader:
-    def __init__(self, version: int, frame: bytes) -> None: ...
-    def read(
-        self, result: type[_Result], topic_of: Callable[[bytes], Any]
-    ) -> tuple[int, list[_Result], list[tuple[int, str, int]]]: ...
+def whole_frame(data: memoryview, most: int) -> bytes | None: ...
+def correlation_id_of(frame: bytes) -> int: ...
+def read_produce(
+    version: int, frame: bytes, result: type[_Result], topic_of: Callable[[bytes], Any]
+) -> tuple[int, list[_Result], list[tuple[int, str, int]]]: ...
+def write_produce(
+    beginning: bytes,
+    flexible: bool,
+    api: int,
+    version: int,
+    correlation_id: int,
+    topics: list[tuple[bytes, list[tuple[int, Sequence[memoryview], int]]]],
+) -> tuple[list[memoryview], int]: ...
 
 class SendPoint:
     def __init__(

@@ -5,22 +5,22 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in twenty-two pieces that can each be read in one sitting, included below.
+One module in twenty-three pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
-from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.memoryview cimport PyMemoryView_FromMemory, PyMemoryView_FromObject
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.tuple cimport PyTuple_CheckExact
-from cpython.unicode cimport PyUnicode_Check, PyUnicode_CheckExact
-from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from cpython.unicode cimport PyUnicode_Check, PyUnicode_CheckExact, PyUnicode_DecodeUTF8
+from libc.stdint cimport INT64_MAX, INT64_MIN, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memset, strerror
 
 from slabpress.errors import RecordTypeError, RecordValueError
@@ -209,6 +209,7 @@ include "native/working.pxi"
 include "native/promises.pxi"
 include "native/sending.pxi"
 include "native/watch.pxi"
+include "native/requests.pxi"
 include "native/answers.pxi"
 include "native/encoding.pxi"
 include "native/runs.pxi"

@@ -10,13 +10,58 @@ cdef enum:
     NODE_ENDPOINTS = 0
 
 
-cdef class AnswerReader:
-    """A place in a Produce response.
+def whole_frame(data, Py_ssize_t most):
+    """The response's bytes after its length, if ``data`` is one whole response, of at most so many bytes; else None."""
+    cdef Py_buffer view
+    cdef const uint8_t *octets
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        octets = <const uint8_t *>view.buf
+        if view.len < 4 or view.len > most or big_u32(octets) != <uint64_t>view.len - 4:
+            return None
+        return PyBytes_FromStringAndSize(<const char *>octets + 4, view.len - 4)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def correlation_id_of(bytes frame not None):
+    """The correlation id that every response begins with. Raises ValueError if there is none."""
+    if PyBytes_GET_SIZE(frame) < 4:
+        raise ValueError(f"a response of {PyBytes_GET_SIZE(frame)} bytes has no correlation id")
+    return <int32_t>big_u32(<const uint8_t *>PyBytes_AS_STRING(frame))
+
+
+cdef inline uint32_t big_u32(const uint8_t *octets) noexcept nogil:
+    return (<uint32_t>octets[0] << 24) | (<uint32_t>octets[1] << 16) | (<uint32_t>octets[2] << 8) | octets[3]
+
+
+def read_produce(int version, bytes frame not None, type result not None, topic_of):
+    """A Produce response: (throttle time in ms, results, addresses).
 
     Args:
         version: of the response.
         frame: its bytes, from the correlation id on.
+        result: what each result is: a tuple of (topic, partition, error, base offset, append time, record errors, message,
+            leader, its epoch), by names.
+        topic_of: the topic of an id's 16 bytes.
+
+    An address: (node, host, port).
+
+    Raises:
+        ValueError: it does not parse.
     """
+    cdef AnswerReader reader = AnswerReader.__new__(AnswerReader)
+    reader.version = version
+    reader.flexible = version >= FIRST_WITH_TAGS
+    reader.frame = frame
+    reader.data = <const uint8_t *>PyBytes_AS_STRING(frame)
+    reader.size = PyBytes_GET_SIZE(frame)
+    return reader.read(result, topic_of)
+
+
+@cython.final
+cdef class AnswerReader:
+    """A place in a Produce response."""
 
     cdef int version
     cdef bint flexible
@@ -24,27 +69,7 @@ cdef class AnswerReader:
     cdef const uint8_t *data
     cdef Py_ssize_t at, size
 
-    def __init__(self, int version, bytes frame not None):
-        self.version = version
-        self.flexible = version >= FIRST_WITH_TAGS
-        self.frame = frame
-        self.data = <const uint8_t *>PyBytes_AS_STRING(frame)
-        self.size = PyBytes_GET_SIZE(frame)
-        self.at = 0
-
-    def read(self, type result, topic_of):
-        """The response: (throttle time in ms, results, addresses).
-
-        Args:
-            result: what each result is: a tuple of (topic, partition, error, base offset, append time, record errors,
-                message, leader, its epoch), by names.
-            topic_of: the topic of an id's 16 bytes.
-
-        An address: (node, host, port).
-
-        Raises:
-            ValueError: it does not parse.
-        """
+    cdef tuple read(self, type result, topic_of):
         cdef Py_ssize_t topics, partitions
         results = []
         brokers = []
@@ -154,7 +179,10 @@ cdef class AnswerReader:
     cdef object text(self):
         """A string; empty where it is null."""
         cdef Py_ssize_t length = self.varint() - 1 if self.flexible else <Py_ssize_t>self.number(2)
-        return "" if length <= 0 else self.octets(length).decode()
+        if length <= 0:
+            return ""
+        self.skip(length)
+        return PyUnicode_DecodeUTF8(<const char *>self.data + self.at - length, length, NULL)
 
     cdef bytes octets(self, Py_ssize_t length):
         self.skip(length)

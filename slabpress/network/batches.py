@@ -190,15 +190,15 @@ class ArenaBatches:
         if not batch.size:
             self.measure(batch)
         split = batch.split
-        identity = UNIDENTIFIED
+        producer_id, epoch, sequence = UNIDENTIFIED
         if self.idempotent:
             records, first = (batch.records, 0) if split is None else (self._records(batch), split.first)
             given = self.sequences.assign(batch.index, batch.queue.index, first, records)
             if given is None:
                 raise ValueError("a batch of an idempotent producer is sent before there is a producer id")
-            identity = given
+            producer_id, epoch, sequence = given
         newest = None if split is None else split.piece_max_timestamp_ms
-        batch.parts = self._send_point.make(batch.index, batch.records, *identity, crc32c, newest)
+        batch.parts = self._send_point.make(batch.index, batch.records, producer_id, epoch, sequence, crc32c, newest)
 
     def _records(self, batch: Batch) -> int:
         """How many records the whole batch has."""

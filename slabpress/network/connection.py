@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final
 
-from slabpress.network.framing import Frames, OversizedError, correlation_id_of, not_a_response
+from slabpress._native import correlation_id_of
+from slabpress.network.framing import Frames, OversizedError, not_a_response
 from slabpress.network.messages import (
     API_VERSIONS,
     INIT_PRODUCER_ID,
@@ -30,6 +31,7 @@ from slabpress.network.wire import RESPONSE_MAX_BYTES, Request, WireError
 
 _FIRST_VERSIONS_ASKED: Final = 3
 _UNSUPPORTED_VERSION: Final = 35
+_CORRELATION_ID_BYTES: Final = 4
 _CORRELATION_MASK: Final = 0x7FFF_FFFF
 # What a response is called that is too large, and what to do.
 _OVERSIZED: Final = {
@@ -251,6 +253,8 @@ class Connection:
 
     def _match(self, frame: bytes) -> Answer | None:
         """The request that a response belongs to (Kafka answers in order); None for one that needs none."""
+        if len(frame) < _CORRELATION_ID_BYTES:
+            raise WireError(f"a response of {len(frame)} bytes has no correlation id")
         correlation_id = correlation_id_of(frame)
         if self._in_flight and self._in_flight[0].correlation_id == correlation_id:
             if self._outgoing and self._in_flight[0] in self._outgoing:

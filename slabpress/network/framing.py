@@ -10,6 +10,7 @@ import io
 import struct
 from typing import Final
 
+from slabpress._native import whole_frame
 from slabpress.network.wire import RESPONSE_MAX_BYTES, WireError
 
 # A frame up to this size is copied out of what came in with it.
@@ -44,11 +45,7 @@ class Frames:
 
     def whole(self, data: memoryview) -> bytes | None:
         """The frame that came in, if that is all there is: a response mostly comes by itself."""
-        if self._small or self._large is not None or len(data) < _LENGTH_BYTES:
-            return None
-        if int.from_bytes(data[:_LENGTH_BYTES], "big") != len(data) - _LENGTH_BYTES or len(data) > SMALL_BYTES:
-            return None
-        return bytes(data[_LENGTH_BYTES:])
+        return None if self._small or self._large is not None else whole_frame(data, SMALL_BYTES)
 
     def feed(self, data: memoryview) -> None:
         """Take what came in; what ``whole`` has given is not fed."""
@@ -109,13 +106,6 @@ class Frames:
         """Forget what was not complete."""
         self._small = bytearray()
         self._large = None
-
-
-def correlation_id_of(frame: bytes) -> int:
-    """The correlation id that every response begins with."""
-    if len(frame) < 4:
-        raise WireError(f"a response of {len(frame)} bytes has no correlation id")
-    return int.from_bytes(frame[:4], "big", signed=True)
 
 
 def not_a_response(length: int) -> str:

@@ -14,6 +14,9 @@ from slabpress.shm.doorbell import Doorbell
 
 READ: Final = selectors.EVENT_READ
 WRITE: Final = selectors.EVENT_WRITE
+# Where there is no epoll nobody asks for these.
+_INPUT: Final = getattr(select, "EPOLLIN", 0)
+_OUTPUT: Final = getattr(select, "EPOLLOUT", 0)
 # More than are ready at a time, mostly; the rest are in the next turn's.
 _EVENTS_MOST: Final = 64
 
@@ -62,7 +65,7 @@ class EpollPoller:
         """Wait, for ever if ``timeout_s`` is None; the data and what there is of each that is ready."""
         data = self._data
         return [
-            (data[descriptor], (READ if events & ~select.EPOLLOUT else 0) | (WRITE if events & ~select.EPOLLIN else 0))
+            (data[descriptor], (READ if events & ~_OUTPUT else 0) | (WRITE if events & ~_INPUT else 0))
             for descriptor, events in self._epoll.poll(timeout_s, _EVENTS_MOST)
         ]
 
@@ -104,4 +107,4 @@ def _descriptor_of(file: Pollable | int) -> int:
 
 
 def _events_of(mask: int) -> int:
-    return (select.EPOLLIN if mask & READ else 0) | (select.EPOLLOUT if mask & WRITE else 0)
+    return (_INPUT if mask & READ else 0) | (_OUTPUT if mask & WRITE else 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from uuid import UUID
 
-from slabpress._native import AnswerReader
+from slabpress._native import read_produce
 from slabpress.network.wire import BrokerAddress, ProduceAnswer, ProduceResult, UnreadableError
 
 
@@ -26,7 +26,7 @@ def decode_produce(version: int, frame: bytes) -> ProduceAnswer:
         UnreadableError: it does not parse.
     """
     try:
-        throttle_ms, results, addresses = AnswerReader(version, frame).read(ProduceResult, _topic_id)
+        throttle_ms, results, addresses = read_produce(version, frame, ProduceResult, _topic_id)
     except ValueError as error:
         raise UnreadableError(f"produce response v{version} of {len(frame)} bytes does not parse: {error}") from error
     return ProduceAnswer(max(0, throttle_ms), results, [BrokerAddress._make(address) for address in addresses])

@@ -15,15 +15,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+from slabpress._native import write_produce
 from slabpress.network.wire import ProduceTopic, Request
 
 FIRST_WITH_TOPIC_IDS: Final = 13
 FIRST_FLEXIBLE: Final = 9
 _API: Final = 0
-_FRAME: Final = struct.Struct(">ihhi")  # the frame's length, API, version, correlation id
+_FRAME_BYTES: Final = 12  # the frame's length, API, version, correlation id
 _BODY: Final = struct.Struct(">hi")  # acks, timeout
-_INT32: Final = struct.Struct(">i")
-_PARTITION: Final = struct.Struct(">ii")  # number, length of the batch
 _NULL_STRING: Final = b"\xff\xff"
 _COMPACT_NULL: Final = b"\x00"
 _NO_TAGS: Final = b"\x00"
@@ -47,32 +46,14 @@ def encode_produce(
         timeout_ms: how long the broker may wait for its replicas.
         topics: the batches.
     """
-    flexible = version >= FIRST_FLEXIBLE
-    first = small = bytearray(_beginning(version, client_id, acks, timeout_ms))
-    small += unsigned_varint(len(topics) + 1) if flexible else _INT32.pack(len(topics))
-    parts: list[memoryview] = []
-    size = 0
-    for topic in topics:
-        small += _topic(topic, version)
-        small += unsigned_varint(len(topic.partitions) + 1) if flexible else _INT32.pack(len(topic.partitions))
-        for number, records, length in topic.partitions:
-            if flexible:
-                small += _INT32.pack(number)
-                small += unsigned_varint(length + 1)
-            else:
-                small += _PARTITION.pack(number, length)
-            parts.append(memoryview(small))
-            parts += records
-            size += len(small) + length
-            small = bytearray(_NO_TAGS) if flexible else bytearray()
-        if flexible:
-            small += _NO_TAGS
-    if flexible:
-        small += _NO_TAGS
-    if small:
-        parts.append(memoryview(small))
-        size += len(small)
-    _FRAME.pack_into(first, 0, size - 4, _API, version, correlation_id)
+    parts, size = write_produce(
+        _beginning(version, client_id, acks, timeout_ms),
+        version >= FIRST_FLEXIBLE,
+        _API,
+        version,
+        correlation_id,
+        [(_topic(topic, version), topic.partitions) for topic in topics],
+    )
     return Request(parts, size)
 
 
@@ -86,7 +67,7 @@ def _beginning(version: int, client_id: str, acks: int, timeout_ms: int) -> byte
     name = client_id.encode()
     client = struct.pack(">h", len(name)) + name + (_NO_TAGS if flexible else b"")
     transactional_id = _COMPACT_NULL if flexible else _NULL_STRING
-    return bytes(_FRAME.size) + client + transactional_id + _BODY.pack(acks, timeout_ms)
+    return bytes(_FRAME_BYTES) + client + transactional_id + _BODY.pack(acks, timeout_ms)
 
 
 def _topic(topic: ProduceTopic, version: int) -> bytes:
@@ -94,13 +75,13 @@ def _topic(topic: ProduceTopic, version: int) -> bytes:
         if topic.topic_id is None:
             raise ValueError(f"topic {topic.name!r} has no id, which Produce v{version} wants")
         return topic.topic_id.int.to_bytes(16, "big")
-    return _name(topic.name, flexible=version >= FIRST_FLEXIBLE)
+    return _name(topic.name, version)
 
 
 @lru_cache(64)
-def _name(topic: str, *, flexible: bool) -> bytes:
+def _name(topic: str, version: int) -> bytes:
     name = topic.encode()
-    return (unsigned_varint(len(name) + 1) if flexible else struct.pack(">h", len(name))) + name
+    return (unsigned_varint(len(name) + 1) if version >= FIRST_FLEXIBLE else struct.pack(">h", len(name))) + name
 
 
 def unsigned_varint(value: int) -> bytes:

@@ -77,12 +77,15 @@ class BrokerAddress(NamedTuple):
     port: int
 
 
-class ProduceAnswer(NamedTuple):
+class ProduceAnswer:
     """A Produce response. ``brokers`` are the addresses of hinted leaders (KIP-951)."""
 
-    throttle_ms: int
-    results: list[ProduceResult]
-    brokers: list[BrokerAddress]
+    __slots__ = ("brokers", "results", "throttle_ms")
+
+    def __init__(self, throttle_ms: int, results: list[ProduceResult], brokers: list[BrokerAddress]) -> None:
+        self.throttle_ms = throttle_ms
+        self.results = results
+        self.brokers = brokers
 
 
 class Leaders:

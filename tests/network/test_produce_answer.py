@@ -14,7 +14,7 @@ from kio.schema.errors import ErrorCode
 
 from slabpress.network.messages import PRODUCE
 from slabpress.network.produce_answer import decode_produce
-from slabpress.network.wire import BrokerAddress, ProduceAnswer, ProduceResult, UnreadableError
+from slabpress.network.wire import BrokerAddress, ProduceResult, UnreadableError
 from tests.network.fake_broker import build, schema, write
 
 VERSIONS = range(3, 14)
@@ -117,8 +117,8 @@ def frame_of(
 
 def expected(
     version: int, throttle_ms: int, topics: list[Topic], endpoints: list[tuple[int, str, int, str | None]]
-) -> ProduceAnswer:
-    """What of it is wanted."""
+) -> tuple[int, list[ProduceResult], list[BrokerAddress]]:
+    """What of it is wanted: throttle time, results and addresses."""
     with_errors, with_hints = version >= FIRST_WITH_ERRORS, version >= FIRST_WITH_HINTS
     results = [
         ProduceResult(
@@ -135,7 +135,7 @@ def expected(
         for said in topic.said
     ]
     brokers = [BrokerAddress(*endpoint[:3]) for endpoint in endpoints] if with_hints else []
-    return ProduceAnswer(throttle_ms, results, brokers)
+    return throttle_ms, results, brokers
 
 
 @given(st.sampled_from(VERSIONS), _INT32, _TOPICS, _ENDPOINTS)
@@ -143,7 +143,9 @@ def test_what_kio_writes_is_read(
     version: int, throttle_ms: int, topics: list[Topic], endpoints: list[tuple[int, str, int, str | None]]
 ) -> None:
     frame = frame_of(version, throttle_ms, topics, endpoints)
-    assert decode_produce(version, frame) == expected(version, throttle_ms, topics, endpoints)
+    answer = decode_produce(version, frame)
+    assert (answer.throttle_ms, answer.results, answer.brokers) == expected(version, throttle_ms, topics, endpoints)
+    assert all(type(result) is ProduceResult for result in answer.results)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
