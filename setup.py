@@ -1,7 +1,7 @@
 """What is compiled: the native module (Cython), and the network process's modules (mypyc), which stay Python.
 
 A record that comes alone finds the network process asleep and its caches cold, and batches of 16 KiB are many: what
-both cost there was Python. DESIGN.md has the figures (*One Produce request*).
+both cost there was Python. DESIGN.md has the figures (*Measured, and decided by it*).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final
 from mypyc.build import mypycify
 from setuptools import Extension, setup
 
-# What a batch passes through. What is done now and then (metadata, names, producer ids, the ends of things) is
-# interpreted.
+# What a batch passes through. What is done now and then (asking for metadata, names and producer ids, the ends of
+# things) is interpreted.
 _ON_A_BATCHS_WAY: Final = (
     "backoff",
     "batches",

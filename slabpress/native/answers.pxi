@@ -1,4 +1,4 @@
-# Reading Produce responses, versions 3 to 13 (network/produce_answer.py).
+# Where a response begins and ends (network/framing.py); Produce responses, versions 3 to 13 (network/produce_answer.py).
 
 cdef enum:
     FIRST_WITH_LOG_START = 5

@@ -25,7 +25,8 @@ class UnreadableError(WireError):
     """A response does not parse; an older version of it may."""
 
 
-# Plain classes where one is made for every batch or request: compiled, they cost a tenth of a named tuple.
+# A plain class where one is made for every batch or request: a compiled module makes it by itself, and calls the
+# interpreter for a named tuple.
 class Request:
     """An encoded request: frame length, header and body, as parts to be sent one after the other, and their bytes."""
 

@@ -95,7 +95,9 @@ def desk(request: pytest.FixtureRequest) -> Iterator[SplitDesk]:
 def test_several_records_that_are_too_large_are_halved(desk: SplitDesk, error: int) -> None:
     index = desk.put(0, b"a", b"b", b"c", b"d", b"e")
     assert desk.send() == {0: [b"a", b"b", b"c", b"d", b"e"]}
+    assert desk.arena.needs_workers == (not desk.rig.arena.is_direct)
     desk.bench.answer((0, error))
+    assert desk.arena.needs_workers, "somebody has to cut the pieces"
     assert (desk.state(index), desk.bench.producing.finished, desk.rig.counter("splits")) == (OVERSIZE, 1, 1)
     assert desk.send() == {}
     desk.make_piece()
