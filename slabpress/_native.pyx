@@ -57,13 +57,16 @@ cdef extern from *:
     static void sp_sleep(void *p, uint32_t v) { __ulock_wait(3, p, v, 0); }
     static void sp_awaken(void *p) { __ulock_wake(3, p, 0); }
     #endif
-    /* How many words are ``value``, more or less: others store meanwhile. Plain loads, which can be done many at a time:
-       1,024 words take 80 ns and not 400. */
-    static int64_t sp_count32(const void *words, int64_t count, uint32_t value) {
+    /* How many words are ``value`` in the bits of ``mask``, more or less: others store meanwhile. Plain loads, which can
+       be done many at a time: 1,024 words take 80 ns and not 400. */
+    static inline int64_t sp_count_masked(const void *words, int64_t count, uint32_t mask, uint32_t value) {
         const uint32_t *word = (const uint32_t *)words;
         uint32_t found = 0;
-        for (int64_t at = 0; at < count; at++) found += word[at] == value;
+        for (int64_t at = 0; at < count; at++) found += (word[at] & mask) == value;
         return found;
+    }
+    static int64_t sp_count32(const void *words, int64_t count, uint32_t value) {
+        return sp_count_masked(words, count, ~(uint32_t)0, value);
     }
     /* Hints: the addresses need not exist. */
     static inline const char *sp_prefetch_to_write(const char *p, const char *end) {
@@ -142,6 +145,7 @@ cdef extern from *:
     void sp_store32(void *p, uint32_t v) nogil
     uint64_t sp_load64(const void *p) nogil
     void sp_store64(void *p, uint64_t v) nogil
+    Py_ssize_t sp_count_masked(const void *words, Py_ssize_t count, uint32_t mask, uint32_t value) nogil
     Py_ssize_t sp_count32(const void *words, Py_ssize_t count, uint32_t value) nogil
     void sp_fence() nogil
     uint32_t sp_exchange32(void *p, uint32_t v) nogil

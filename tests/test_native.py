@@ -770,7 +770,7 @@ def test_words_find_what_a_list_would(values: list[int], start: int, wanted: int
     assert words.find(wanted, start) == next((index for index in order if values[index] == wanted), -1)
     assert words.find_all(wanted) == [index for index, value in enumerate(values) if value == wanted]
     assert words.has(wanted) == (wanted in values)
-    assert words.tally(4) == [values.count(value) for value in range(4)]
+    assert words.tally(4) == [words.count_state(value) for value in range(4)] == [values.count(v) for v in range(4)]
     assert memory.load_u64(0) == 0  # nothing outside the table was touched
 
 
@@ -780,6 +780,7 @@ def test_tally_counts_states_whoever_owns_them() -> None:
     words.store(1, 2)
     words.store(2, 9)
     assert words.tally(3) == [0, 0, 2]
+    assert words.count_state(2) == 2
 
 
 def test_words_outside_a_table_are_refused() -> None:

@@ -152,17 +152,18 @@ cdef class Words:
         """Whether any word is ``value``: 2,000 take 0.15 us, where ``find`` takes 1 if none is."""
         return sp_count32(self.memory.at(self.offset, 4 * self.count), self.count, value) > 0
 
+    def count_state(self, uint32_t state):
+        """How many words hold a state, whoever owns them (the low byte of a word is its state)."""
+        return sp_count_masked(self.memory.at(self.offset, 4 * self.count), self.count, 0xFF, state)
+
     def tally(self, Py_ssize_t values):
-        """How many words hold each state 0 .. values-1 (the low byte of a word is its state)."""
+        """How many words hold each state 0 .. values-1. Each word is looked at once, so they are never more in all."""
         cdef char *base = self.memory.at(self.offset, 4 * self.count)
-        cdef Py_ssize_t index
-        cdef uint32_t value
-        counts = [0] * values
+        cdef Py_ssize_t index, counts[256]
+        memset(counts, 0, sizeof(counts))
         for index in range(self.count):
-            value = sp_load32(base + 4 * index) & 0xFF
-            if value < values:
-                counts[value] += 1
-        return counts
+            counts[sp_load32(base + 4 * index) & 0xFF] += 1
+        return [counts[index] for index in range(min(values, 256))]
 
 
 cdef class Blocks:

@@ -19,7 +19,6 @@ from slabpress.shm.states import (
     SEALED,
     SLAB_COMPRESSING,
     SLAB_SEALED,
-    SLAB_STATES,
 )
 from slabpress.shm.topics import TopicTable
 
@@ -114,8 +113,8 @@ class Pressure:
         """The slabs that will be free soon: not those of a leader that has its share, and holds up its batches."""
         if self._arena.is_direct:
             return self._arena.slab_shares.held_within(1 << READY | 1 << IN_FLIGHT)
-        counts = self._arena.slab_states.tally(len(SLAB_STATES))
-        return counts[SLAB_SEALED] + counts[SLAB_COMPRESSING] - self._parked_slabs()
+        slabs = self._arena.slab_states
+        return slabs.count_state(SLAB_SEALED) + slabs.count_state(SLAB_COMPRESSING) - self._parked_slabs()
 
     def _parked_slabs(self) -> int:
         """The slabs of batches that were set aside: they are on their way nowhere."""

@@ -4,6 +4,10 @@ A wake-up costs the one who rings, the one who wakes and the caches of both more
 worker that is at short work promises to be back at the sealed batches soon (native/promises.pxi), nobody is rung for
 what it will take then, and it calls another itself once more waits, with room for it, than is worth that. A worker that
 begins something long, or whose length it cannot tell, promises nothing: whoever seals rings another at once.
+
+For the same reason it calls the network process once for several short batches. What it compressed waits while it goes
+on with short ones, but no longer than what is sealed waits for a worker; it owes the call meanwhile, and makes it before
+it begins anything long or lies down. A call that is owed by a worker that dies is made by who looks after it.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ from typing import Final
 
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import Control
+from slabpress.shm.control import NETWORK, Control
 
 # What is sealed meanwhile may wait so long for a worker that is awake. To be woken for it costs about a third of that.
+# And what is READY may wait so long for the network process, if that sleeps.
 SOON_NS: Final = 250_000
 # Work that one worker does alone before it calls another: some ten times what a wake-up costs.
 WORTH_A_CALL_NS: Final = 1_000_000
@@ -35,6 +40,8 @@ class Calls:
         self._worker = worker
         self._arenas: dict[Arena, Admission] = {}
         self._soon_ns = 0.0
+        self._owes_call = False
+        self._owed_for_ns = 0.0
 
     def add(self, arena: Arena, admission: Admission) -> None:
         """Look at this arena, too. Its word may be that of a worker that is dead."""
@@ -62,13 +69,29 @@ class Calls:
         batches = -1
         if takes_ns:
             batches = arena.promises.begin(self._worker, takes_ns + _BATCH_NS, self._soon_ns, WORTH_A_CALL_NS)
-        if batches > 0:
-            self._call_for(arena, batches * raw_bytes)
-        elif batches < 0:
+        if batches < 0:
             self.go_away()
             self._control.memory.fence()
             if self.is_any_work():
                 self._control.wake_one_worker()
+            return
+        if self._owes_call:
+            self._owed_for_ns += takes_ns + _BATCH_NS
+            if self._owed_for_ns > SOON_NS:
+                self._call_network()
+        if batches:
+            self._call_for(arena, batches * raw_bytes)
+
+    def published(self, arena: Arena) -> None:
+        """A batch of the arena is READY: call the network process, or owe it the call while more is sealed."""
+        if arena.sealed_queue.is_empty():
+            self._call_network()
+        else:
+            self._owes_call = True
+
+    def _call_network(self) -> None:
+        self._owes_call, self._owed_for_ns = False, 0.0
+        self._control.wake(NETWORK)
 
     def _call_for(self, arena: Arena, raw_bytes: int) -> None:
         """Call another worker if there is room for so much: what waits is compressed only as room comes."""
@@ -77,7 +100,12 @@ class Calls:
             self._control.bells[slot].ring()
 
     def go_away(self) -> None:
-        """Promise nothing: this worker lies down, or begins something else. It looks at what there is after a fence."""
+        """Promise nothing and owe nothing: this worker lies down, or begins something else.
+
+        It looks at what there is after a fence.
+        """
+        if self._owes_call:
+            self._call_network()
         for arena in self._arenas:
             arena.promises.withdraw(self._worker)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from slabpress._native import NONE, Task, cut_records
 from slabpress.shm.admission import DEATHS_MAX, Admission
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, NETWORK, Control
+from slabpress.shm.control import COORDINATOR, Control
 from slabpress.shm.descriptors import CODEC_NONE, Descriptors
 from slabpress.shm.splits import Splits
 from slabpress.workers.calls import Calls
@@ -87,7 +87,7 @@ class Compressor:
     def _publish(self, task: Task) -> None:
         """Give the batch to the network process, and what it no longer needs back to everybody."""
         is_room = self._point.publish(task)
-        self._control.wake(NETWORK)
+        self._calls.published(self.arena)
         if is_room:  # of less the coordinator hears with this batch's result
             self._control.wake(COORDINATOR)
 

@@ -1,4 +1,4 @@
-"""When a worker promises to be back soon, and when it calls another."""
+"""When a worker promises to be back soon, when it calls another, and when the network process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, FIRST_WORKER, Control
+from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.workers.calls import SOON_NS, WORTH_A_CALL_NS, Calls
 from slabpress.workers.codecs import make_codec
 from slabpress.workers.compressor import Compressor
@@ -19,7 +19,7 @@ SHORT_NS, LONG_NS = SOON_NS / 2, SOON_NS * 2.0
 
 
 class Scene(NamedTuple):
-    """Worker 0, awake, and worker 1, asleep."""
+    """Worker 0, awake, and worker 1 and the network process, asleep."""
 
     arena: Arena
     control: Control
@@ -29,8 +29,8 @@ class Scene(NamedTuple):
         for _ in range(batches):
             assert SealingCoordinator(self.arena).seal(b"a" * 10) is not None
 
-    def is_called(self) -> bool:
-        bell = self.control.bells[FIRST_WORKER + 1]
+    def is_called(self, slot: int = FIRST_WORKER + 1) -> bool:
+        bell = self.control.bells[slot]
         is_rung = bool(self.control.bells[COORDINATOR].wait(0, [bell.fileno()]))
         bell.drain()
         return is_rung
@@ -43,6 +43,7 @@ def scene() -> Iterator[Scene]:
         calls = Calls(control, 0)
         calls.add(arena, Admission(arena, 0))
         control.lie_down(FIRST_WORKER + 1)
+        control.lie_down(NETWORK)
         yield Scene(arena, control, calls)
     control.close()
 
@@ -115,6 +116,38 @@ def test_going_away_withdraws_what_was_promised_of_every_arena(scene: Scene) -> 
         assert not scene.arena.promises.cover()
         assert not second.promises.cover()
         scene.calls.remove(second)
+
+
+def test_for_a_batch_that_comes_alone_the_network_process_is_called_at_once(scene: Scene) -> None:
+    scene.calls.published(scene.arena)
+    assert scene.is_called(NETWORK)
+
+
+def test_for_short_batches_in_a_row_it_is_called_once_in_the_time_that_one_may_wait(scene: Scene) -> None:
+    scene.seal(20)
+    takes_ns = SOON_NS / 5
+    called = []
+    for _ in range(15):
+        scene.calls.begin(scene.arena, 16, takes_ns)
+        called.append(scene.is_called(NETWORK))
+        scene.calls.published(scene.arena)
+        assert not scene.is_called(NETWORK)
+    assert [number for number, is_called in enumerate(called) if is_called] == [5, 10]
+    scene.calls.go_away()
+    assert scene.is_called(NETWORK), "it lies down, and owes the call"
+    scene.calls.go_away()
+    assert not scene.is_called(NETWORK), "it owes none"
+
+
+@pytest.mark.parametrize("takes_ns", [LONG_NS, 0.0])
+def test_before_a_long_batch_or_one_of_unknown_length_the_call_is_made_that_is_owed(
+    scene: Scene, takes_ns: float
+) -> None:
+    scene.seal(2)
+    scene.calls.begin(scene.arena, 16, SHORT_NS)
+    scene.calls.published(scene.arena)
+    scene.calls.begin(scene.arena, 16, takes_ns)
+    assert scene.is_called(NETWORK)
 
 
 def test_a_compressor_learns_how_long_its_batches_take(scene: Scene) -> None:

@@ -11,7 +11,7 @@ import pytest
 from slabpress.network.room import is_worker_wanted
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
-from slabpress.shm.control import COORDINATOR, FIRST_WORKER, Control
+from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK, Control
 from slabpress.shm.states import READY
 from slabpress.workers.calls import Calls
 from tests.shm.kit import SealingCoordinator, deliver, publish_raw, small_arena, take
@@ -53,6 +53,8 @@ class _World:
                 yield True
                 publish_raw(self.arena, index)
                 yield True
+                calls.published(self.arena)
+                yield True
                 continue
             calls.go_away()
             yield True
@@ -76,13 +78,21 @@ class _World:
             for index in ready[: self.rng.randrange(1, 4)]:
                 deliver(self.arena, index)
                 self.delivered += 1
-            yield bool(ready)
+            yield True
             if ready:
                 slot = self.control.sleeping_worker()
                 yield True
                 if slot is not None and is_worker_wanted(self.arena):
                     self.control.bells[slot].ring()
                 yield True
+                continue
+            self.control.lie_down(NETWORK)
+            yield True
+            if not self.arena.batch_states.has(READY):
+                yield True
+                while not self._is_rung(NETWORK):
+                    yield False
+            self.control.get_up(NETWORK)
 
 
 def run(arena: Arena, control: Control, seed: int) -> None:
@@ -123,6 +133,8 @@ def _never(*_: object) -> bool:
     [
         (Calls, "go_away", _never),
         (Calls, "is_any_work", _never),
+        (Calls, "published", _never),
+        (Calls, "_call_network", _never),
         (Control, "wake_one_worker", _never),
     ],
 )
