@@ -6,7 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
 # Compiled by Cython and by mypyc: a change to these shows once they are built.
-NATIVE := slabpress/_native.pyx $(wildcard slabpress/native/*.pxi) $(wildcard slabpress/network/*.py) setup.py pyproject.toml
+NATIVE := slabpress/_native.pyx $(wildcard slabpress/native/*.pxi) \
+  $(wildcard slabpress/network/*.py slabpress/shm/*.py slabpress/workers/*.py) setup.py pyproject.toml
 
 .PHONY: demo build test check format bench clean
 
@@ -15,12 +16,12 @@ demo: .venv/.demo
 
 build: .venv/.dev
 
-# The second run has the tests of the network process's classes on what mypyc made of them; what starts processes had that
-# in the first.
+# The second run has the tests of the children's classes on what mypyc made of them; what starts processes had that in
+# the first.
 test: .venv/.dev
 	$(BIN)/python -m tests.support.kafka_install || true
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	COMPILED=1 $(BIN)/python -m pytest tests/network -m "not kafka" --ignore-glob='*/test_process*' $(PYTEST_ARGS)
+	COMPILED=1 $(BIN)/python -m pytest tests/network tests/workers tests/shm -m "not kafka" --ignore-glob='*/test_process*' $(PYTEST_ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -44,7 +45,7 @@ bench: .venv/.dev
 	$(BIN)/python -m bench.footprint
 
 clean:
-	rm -rf .venv build *.egg-info slabpress/_native.c slabpress/_native*.so slabpress/network/*.so .*_cache .hypothesis
+	rm -rf .venv build *.egg-info slabpress/_native.c slabpress/*.so slabpress/*/*.so .*_cache .hypothesis
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

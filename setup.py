@@ -1,4 +1,4 @@
-"""What is compiled: the native module (Cython), and the network process's modules (mypyc), which stay Python.
+"""What is compiled: the native module (Cython), and the children's modules (mypyc), which stay Python.
 
 A record that comes alone finds the network process asleep and its caches cold, and batches of 16 KiB are many: what
 both cost there was Python. DESIGN.md has the figures (*Measured, and decided by it*).
@@ -13,31 +13,35 @@ from typing import Final
 from mypyc.build import mypycify
 from setuptools import Extension, setup
 
-# What a batch passes through. What is done now and then (asking for metadata, names and producer ids, the ends of
-# things) is interpreted.
-_ON_A_BATCHS_WAY: Final = (
-    "backoff",
-    "batches",
-    "broker",
-    "brokers",
-    "connection",
-    "counters",
-    "framing",
-    "loop",
-    "metadata",
-    "outcomes",
-    "partition",
-    "poller",
-    "produce",
-    "produce_answer",
-    "produce_codec",
-    "queues",
-    "room",
-    "sequences",
-    "transport",
-    "upkeep",
-    "wire",
-)
+# What a batch passes through in the children. What is done now and then (asking for metadata, names and producer ids,
+# the ends of things) is interpreted, and so is the job: there a signal handler may raise between any two steps.
+_ON_A_BATCHS_WAY: Final = {
+    "network": (
+        "backoff",
+        "batches",
+        "broker",
+        "brokers",
+        "connection",
+        "counters",
+        "framing",
+        "loop",
+        "metadata",
+        "outcomes",
+        "partition",
+        "poller",
+        "produce",
+        "produce_answer",
+        "produce_codec",
+        "queues",
+        "room",
+        "sequences",
+        "transport",
+        "upkeep",
+        "wire",
+    ),
+    "shm": ("admission", "control", "doorbell"),
+    "workers": ("calls", "compressor", "worker"),
+}
 # The types of what is installed here are no part of the source: everywhere the same is compiled.
 _MYPY: Final = ("--config-file=", "--no-site-packages", "--ignore-missing-imports", "--follow-imports=silent")
 # What setuptools is asked when nothing is built; mypyc would write its C for each.
@@ -50,12 +54,12 @@ def native_module() -> Extension:
     return Extension("slabpress._native", ["slabpress/_native.pyx"], depends=parts, extra_compile_args=["-O3"])
 
 
-def network_modules() -> list[Extension]:
-    """The network process, one shared library and what finds each module in it."""
+def children_modules() -> list[Extension]:
+    """The children's, one shared library and what finds each module in it."""
     if not _NOTHING_IS_BUILT.isdisjoint(sys.argv):
         return []
-    modules = [f"slabpress/network/{name}.py" for name in _ON_A_BATCHS_WAY]
-    return mypycify([*_MYPY, *modules], group_name="slabpress.network._compiled")
+    modules = [f"slabpress/{package}/{name}.py" for package, names in _ON_A_BATCHS_WAY.items() for name in names]
+    return mypycify([*_MYPY, *modules], group_name="slabpress._compiled")
 
 
-setup(ext_modules=[native_module(), *network_modules()])
+setup(ext_modules=[native_module(), *children_modules()])

@@ -6,8 +6,8 @@ what it will take then, and it calls another itself once more waits, with room f
 begins something long, or whose length it cannot tell, promises nothing: whoever seals rings another at once.
 
 For the same reason it calls the network process once for several short batches. What it compressed waits while it goes
-on with short ones, but no longer than what is sealed waits for a worker; it owes the call meanwhile, and makes it before
-it begins anything long or lies down. A call that is owed by a worker that dies is made by who looks after it.
+on with short ones, but no longer than what is sealed waits for a worker. Meanwhile it owes the call, and makes it
+before it begins anything long or lies down; for one that dies, whoever looks after it makes it.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
         "slabpress.shm.descriptors:Descriptors.set_admitted",
         "slabpress.shm.descriptors:Descriptors.set_worker",
         "slabpress.workers.calls:Calls.begin",
+        "slabpress.workers.calls:Calls.published",
         "slabpress.workers.compressor:Compressor._compress",
         "slabpress.workers.compressor:Compressor._cut_piece",
         "slabpress.workers.compressor:Compressor._publish",

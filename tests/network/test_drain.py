@@ -66,6 +66,7 @@ def test_a_worker_that_is_just_starting_is_waited_for_but_not_for_ever(dead: int
         assert not drain.is_finished(MINUTE_NS // 2)
 
 
+@pytest.mark.inside
 @pytest.mark.parametrize("after", ["its word", "its id"])
 def test_nothing_is_taken_from_a_worker_that_begins_to_work_after_a_look_at_its_line(
     dead: int, after: str, monkeypatch: pytest.MonkeyPatch

@@ -457,7 +457,7 @@ _WORKER = """
 import sys
 from slabpress.shm.handover import Grant, Child, ArenaGrant
 from slabpress.shm.control import FIRST_WORKER
-from slabpress.workers.__main__ import Worker
+from slabpress.workers.worker import Worker
 arena, control, parent, worker, *ends = map(int, sys.argv[1:])
 bells = list(zip(ends[::2], ends[1::2]))
 settings = {"compression_type": "gzip", "compression_level": 1, "largest_batch_bytes": 4096}

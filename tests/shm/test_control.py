@@ -39,7 +39,7 @@ def _pipe(monkeypatch: pytest.MonkeyPatch) -> Doorbell:
     return bell
 
 
-@pytest.fixture(params=[_eventfd, _pipe], ids=["eventfd", "pipe"])
+@pytest.fixture(params=[_eventfd, pytest.param(_pipe, marks=pytest.mark.inside)], ids=["eventfd", "pipe"])
 def bell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doorbell]:
     make: Callable[[pytest.MonkeyPatch], Doorbell] = request.param
     made = make(monkeypatch)
@@ -208,7 +208,7 @@ def hand_over(control: Control, me: int, other: int, times: int) -> None:
         control.wake(other)
 
 
-@pytest.mark.parametrize("make", [_eventfd, _pipe], ids=["eventfd", "pipe"])
+@pytest.mark.parametrize("make", [_eventfd, pytest.param(_pipe, marks=pytest.mark.inside)], ids=["eventfd", "pipe"])
 def test_no_wake_up_is_lost_in_many_handovers(
     make: Callable[[pytest.MonkeyPatch], Doorbell], monkeypatch: pytest.MonkeyPatch
 ) -> None:

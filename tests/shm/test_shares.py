@@ -176,6 +176,7 @@ def test_a_partition_that_is_none_is_an_error() -> None:
         arena.output_shares.over(4)
 
 
+@pytest.mark.inside
 def test_room_that_comes_while_batches_are_set_aside_lets_no_later_one_pass() -> None:
     with small_arena(slabs=64, outputs=20, batches=128) as arena:
         _route(arena, 1, 2)
@@ -200,6 +201,7 @@ def test_room_that_comes_while_batches_are_set_aside_lets_no_later_one_pass() ->
         assert _take_all(arena, worker) == order[16:]
 
 
+@pytest.mark.inside
 def test_a_leader_that_moves_between_two_looks_lets_no_later_batch_pass() -> None:
     with small_arena(slabs=64, outputs=20, batches=128) as arena:
         _route(arena, 1, 2)

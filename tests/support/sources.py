@@ -1,4 +1,4 @@
-"""The network process's modules as their sources, or as what mypyc made of them.
+"""slabpress's modules as their sources, or as what mypyc made of them.
 
 In the tests' own process they are sources, unless ``COMPILED`` is set: tests look inside, put their own in a method's
 place, and a change shows at once. The processes that tests start run what is installed, which is compiled.
@@ -16,7 +16,7 @@ from typing import Final
 
 # Set it to have the tests' own process run what is compiled; tests that are marked ``inside`` are left out.
 COMPILED: Final = "COMPILED"
-_PACKAGE: Final = "slabpress.network."
+_PACKAGE: Final = "slabpress."
 
 
 class _Sources(MetaPathFinder):

@@ -128,6 +128,7 @@ def _never(*_: object) -> bool:
     return False
 
 
+@pytest.mark.inside
 @pytest.mark.parametrize(
     ("owner", "name", "instead"),
     [

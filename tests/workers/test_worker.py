@@ -11,7 +11,7 @@ import pytest
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import FIRST_WORKER, Control
 from slabpress.shm.handover import Change
-from slabpress.workers.__main__ import Worker, run
+from slabpress.workers.worker import Worker, run
 from tests.shm.kit import SealingCoordinator, small_arena
 
 SETTINGS = {"compression_type": "none", "compression_level": None, "largest_batch_bytes": 4096}
@@ -81,6 +81,7 @@ def test_a_worker_begins_without_what_its_dead_predecessor_promised(control: Con
         assert not arena.promises.cover()
 
 
+@pytest.mark.inside
 @pytest.mark.timeout(60)
 def test_a_worker_that_is_never_out_of_work_hears_of_arenas_that_come_and_go_and_when_to_end(control: Control) -> None:
     said: list[str] = []
@@ -97,6 +98,7 @@ def test_a_worker_that_is_never_out_of_work_hears_of_arenas_that_come_and_go_and
     assert said == ["follows", "works", "works", "follows", "works", "works"]
 
 
+@pytest.mark.inside
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("network_lives", [False, True])
 def test_an_orphan_ends_before_its_next_batch_once_nobody_sends_what_it_compresses(
