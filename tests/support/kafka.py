@@ -5,7 +5,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Self, cast
@@ -126,12 +126,12 @@ class KafkaCluster:
             found = self._partitions(name)
             return len(found) == partitions and all(part.leader >= 0 for part in found.values())
 
-        wait_until(led, f"a leader for all {partitions} partitions of {name}", CHANGE_TIMEOUT_S)
+        self._wait_until(led, f"a leader for all {partitions} partitions of {name}")
 
     def delete_topic(self, name: str) -> None:
         """Deletes a topic and waits until the metadata no longer has it."""
         self._client.delete_topics([name])[name].result(CHANGE_TIMEOUT_S)
-        wait_until(lambda: not self._partitions(name), f"{name} deleted", CHANGE_TIMEOUT_S)
+        self._wait_until(lambda: not self._partitions(name), f"{name} deleted")
 
     def leader(self, topic: str, partition: int) -> int:
         """The broker that leads the partition now, -1 for none."""
@@ -145,11 +145,22 @@ class KafkaCluster:
         if wanted != now:
             reassign(self.bootstrap_servers, topic, partition, wanted)
             what = f"replicas {wanted} of partition {partition} of {topic}"
-            wait_until(lambda: self._replicas_are(topic, partition, wanted), what, CHANGE_TIMEOUT_S)
+            self._wait_until(lambda: self._replicas_are(topic, partition, wanted), what)
         if self.leader(topic, partition) != to_broker:
             elect_preferred(self._client, topic, partition)
         what = f"broker {to_broker} leads partition {partition} of {topic}"
-        wait_until(lambda: self.leader(topic, partition) == to_broker, what, CHANGE_TIMEOUT_S)
+        self._wait_until(lambda: self.leader(topic, partition) == to_broker, what)
+
+    def _wait_until(self, is_said: Callable[[], bool], what: str) -> None:
+        """Waits until the brokers say so, whichever is asked: each says what it has heard, a stopped one hears late."""
+        brokers, in_a_row = len(self.broker_ids), 0
+
+        def is_known() -> bool:
+            nonlocal in_a_row
+            in_a_row = in_a_row + 1 if is_said() else 0
+            return in_a_row >= (1 if brokers == 1 else 5 * brokers)  # one is asked at random
+
+        wait_until(is_known, what, CHANGE_TIMEOUT_S)
 
     def _replicas_are(self, topic: str, partition: int, wanted: list[int]) -> bool:
         found = self._partition(topic, partition)
