@@ -14,7 +14,7 @@ from mypyc.build import mypycify
 from setuptools import Extension, setup
 
 # What a batch passes through in the children. What is done now and then (asking for metadata, names and producer ids,
-# the ends of things) is interpreted, and so is the job: there a signal handler may raise between any two steps.
+# the ends of things) is interpreted, and so is what only the job does: there a signal handler may raise anywhere.
 _ON_A_BATCHS_WAY: Final = {
     "network": (
         "backoff",

@@ -146,7 +146,17 @@ def test_before_a_long_batch_or_one_of_unknown_length_the_call_is_made_that_is_o
     scene.seal(2)
     scene.calls.begin(scene.arena, 16, SHORT_NS)
     scene.calls.published(scene.arena)
+    assert not scene.is_called(NETWORK)
     scene.calls.begin(scene.arena, 16, takes_ns)
+    assert scene.is_called(NETWORK)
+
+
+def test_a_compressor_calls_the_network_process_for_what_it_published_once_nothing_more_is_sealed(scene: Scene) -> None:
+    compressor = Compressor(scene.arena, make_codec("none", None, 1 << 16), 0, scene.control)
+    scene.seal(2)
+    assert compressor.work()
+    assert not scene.is_called(NETWORK), "it goes on with the second"
+    assert compressor.work()
     assert scene.is_called(NETWORK)
 
 
