@@ -1,3 +1,4 @@
+import random
 from collections.abc import Callable, Sequence
 from mmap import mmap
 from types import TracebackType
@@ -254,11 +255,61 @@ class Mutex:
 class TopicLanes:
     open: list[Any]
     sticky: int
+    under_way: dict[int, int]
+    partition_indices: dict[int, int]
+    batch_limit: int
+    def stick_elsewhere(self, rng: random.Random) -> None: ...
+
+class Waiters:
+    has_thread: bool
+
+class Ringer:
+    def __init__(self, memory: Memory, sleeping_at: list[int], descriptors: list[int]) -> None: ...
+    def ring(self) -> bool: ...
+
+class Arrivals:
+    def __init__(
+        self,
+        memory: Memory,
+        states: Words,
+        done_state: int,
+        reporting_state: int,
+        ring: Words,
+        tail_at: int,
+        descriptors: int,
+        descriptor_bytes: int,
+        result_at: int,
+        delivered: int,
+        batches: list[Any],
+        batch_bytes: int,
+    ) -> None: ...
+    def take_all(self) -> list[int]: ...
+    def take_lone(self) -> tuple[Batch, int, int] | None: ...
+
+class LoneLane:
+    def __init__(
+        self,
+        writer: RecordWriter,
+        opening: OpeningPoint,
+        sealing: SealPoint,
+        slab_state: int,
+        batch_state: int,
+        kind: type[OpenBatch],
+        batches: list[Any],
+        watch: object,
+        promises: Promises | None,
+        ringer: Ringer,
+        alarm: Alarm,
+        nudge_ns: int,
+        rng: random.Random,
+    ) -> None: ...
 
 class FastLane:
     closed: bool
     reserved: int
-    def __init__(self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any]) -> None: ...
+    def __init__(
+        self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any], lone: LoneLane | None = None
+    ) -> None: ...
     def append(
         self,
         topic_name: str,
@@ -284,10 +335,12 @@ class Sends:
     ) -> DeliveryHandle: ...
 
 class OpeningPoint:
+    cursor: int
     def __init__(
         self,
         memory: Memory,
         states: Words,
+        free_state: int,
         open_state: int,
         descriptors: int,
         descriptor_bytes: int,
@@ -295,6 +348,7 @@ class OpeningPoint:
         created_at: int,
         partition_at: int,
     ) -> None: ...
+    def next_free(self) -> int: ...
     def open(self, batch: OpenBatch, partition_index: int) -> None: ...
 
 class Inbox:

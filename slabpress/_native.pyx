@@ -5,7 +5,7 @@ Everything that must be one machine instruction (an acquire load, a release stor
 record is here; everything else is typed Python. Offsets are never written down here: the constructors take
 them from slabpress/shm/layout.py, the one file that knows the arena's shape.
 
-One module in twenty-three pieces that can each be read in one sitting, included below.
+One module in twenty-seven pieces that can each be read in one sitting, included below.
 """
 
 cimport cython
@@ -204,6 +204,7 @@ PAUSED = 5
 
 include "native/memory.pxi"
 include "native/sleeper.pxi"
+include "native/ringer.pxi"
 include "native/alarm.pxi"
 include "native/batches.pxi"
 include "native/shares.pxi"
@@ -219,6 +220,9 @@ include "native/encoding.pxi"
 include "native/runs.pxi"
 include "native/points.pxi"
 include "native/writer.pxi"
+include "native/topics.pxi"
+include "native/lone.pxi"
+include "native/arrivals.pxi"
 include "native/lane.pxi"
 include "native/split.pxi"
 include "native/columns.pxi"

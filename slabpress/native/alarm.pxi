@@ -92,6 +92,9 @@ cdef class Alarm:
 
     def set(self, int64_t due_ns, bint ring=True):
         """Get up at this time, if not earlier; whether that is news. ``ring`` False: the sleeper does not sleep yet."""
+        return self.bring_forward(due_ns, ring)
+
+    cdef bint bring_forward(self, int64_t due_ns, bint ring) noexcept:
         if due_ns >= self.due:
             return False
         sp_store64(&self.due, <uint64_t>due_ns)

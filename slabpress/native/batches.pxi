@@ -6,6 +6,16 @@ cdef struct Asked:
     uint32_t count
 
 
+cdef class Waiters:
+    """Who waits for batches. Subclassed in pipeline/ (``Watch``).
+
+    Attributes:
+        has_thread: the callback thread was started; what is asked of a batch before it has its outcome is run there.
+    """
+
+    cdef public bint has_thread
+
+
 cdef class OpenBatch:
     """The write cursor of one open batch. Subclassed in pipeline/; only RecordWriter moves it.
 
@@ -43,13 +53,14 @@ cdef class OpenBatch:
     cdef Py_ssize_t asked_room
     cdef list callbacks  # one for each of ``asked``
     cdef readonly object topic
-    cdef readonly object watch
+    cdef readonly Waiters watch
     cdef readonly int64_t created_ns
     cdef public object pieces
     cdef public bint finished
     cdef public int64_t era, failed, seen
 
-    def __init__(self, int32_t descriptor, int32_t partition, topic=None, int64_t created_ns=0, watch=None):
+    def __init__(self, int32_t descriptor, int32_t partition, topic=None, int64_t created_ns=0,
+                 Waiters watch=None):
         self.descriptor = descriptor
         self.partition = partition
         self.position = NULL
@@ -116,8 +127,9 @@ cdef class OpenBatch:
         self.callbacks = []
 
     cdef int call_back(self, DeliveryHandle handle, object callback) except -1:
-        """Have a callback run on the callback thread; what the first of a batch needs is done in pipeline/."""
-        if PyList_GET_SIZE(self.callbacks) > 0 and self.outcome is None:
+        """Have a callback run on the callback thread; what the first of all needs is done in pipeline/."""
+        if self.outcome is None and (
+                PyList_GET_SIZE(self.callbacks) > 0 or (self.watch is not None and self.watch.has_thread)):
             # Whoever sets the outcome looks at the callbacks after that, and the interpreter is not given away here.
             return self.take_note(<uint32_t>handle._index, callback)
         (<object>self).call_on_thread(handle, callback)
@@ -180,3 +192,11 @@ cdef class DeliveryHandle:
 
     def __repr__(self):
         return (<object>self._batch).describe(self)
+
+
+cdef inline DeliveryHandle handle_of(OpenBatch batch):
+    """Of the record that was written last."""
+    cdef DeliveryHandle handle = DeliveryHandle.__new__(DeliveryHandle)
+    handle._batch = batch
+    handle._index = batch.records - 1
+    return handle

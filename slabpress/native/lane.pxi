@@ -68,22 +68,6 @@ cdef class Mutex:
         self.unlock()
 
 
-cdef class TopicLanes:
-    """Where a topic's records go. Subclassed in pipeline/.
-
-    Attributes:
-        open: the open batch of each partition, or None.
-        sticky: the partition of records without a key.
-    """
-
-    cdef public list open
-    cdef public int32_t sticky
-
-    def __init__(self):
-        self.open = []
-        self.sticky = 0
-
-
 @cython.final
 cdef class FastLane:
     """The way of nearly every record: a known topic, an open batch with room, nobody waiting for any.
@@ -94,6 +78,7 @@ cdef class FastLane:
         mutex: the producer's lock.
         writer: the record writer.
         topics: the known topics by name, a dict of str to TopicLanes; looked at under the lock.
+        lone: the way of records that find no open batch, where nothing lingers; else None.
 
     Attributes:
         closed: nothing goes this way any more: the producer is closed, failed or forked. Set under the lock, but
@@ -105,6 +90,7 @@ cdef class FastLane:
     cdef Mutex mutex
     cdef RecordWriter writer
     cdef dict topics
+    cdef LoneLane lone
     # The topic of the last record that went this way, by the very str that named it. It has an open batch, or had one,
     # so that it is not forgotten.
     cdef object last_name
@@ -112,10 +98,11 @@ cdef class FastLane:
     cdef public bint closed
     cdef public Py_ssize_t reserved
 
-    def __init__(self, Mutex mutex not None, RecordWriter writer not None, dict topics not None):
+    def __init__(self, Mutex mutex not None, RecordWriter writer not None, dict topics not None, LoneLane lone=None):
         self.mutex = mutex
         self.writer = writer
         self.topics = topics
+        self.lone = lone
         self.closed = False
         self.reserved = 0
 
@@ -150,14 +137,27 @@ cdef class FastLane:
         if topic is None:
             return None
         target = self.target_of(topic, partition, key)
-        if target < 0 or <object>PyList_GET_ITEM(topic.open, target) is None:
+        if target < 0:
             return None
+        if <object>PyList_GET_ITEM(topic.open, target) is None:
+            return self.append_alone(topic, target, value, key, headers, timestamp)
         self.writer.reserve = self.reserved
         if self.writer.write(<OpenBatch>PyList_GET_ITEM(topic.open, target), key, value, headers, timestamp) <= 0:
             return None
         self.last_topic = topic
         self.last_name = topic_name
         return handle_of(<OpenBatch>PyList_GET_ITEM(topic.open, target))
+
+    cdef DeliveryHandle append_alone(self, TopicLanes topic, Py_ssize_t partition, const Bytes *value, const Bytes *key,
+                                     const Headers *headers, int64_t timestamp):
+        """The way of a record whose partition has no open batch. With the lock: to make a batch may collect garbage."""
+        if self.lone is None or self.reserved > 0 or not self.mutex.try_lock():
+            return None
+        try:
+            self.writer.reserve = 0
+            return self.lone.append(topic, partition, value, key, headers, timestamp)
+        finally:
+            self.mutex.unlock()
 
     cdef DeliveryHandle append_held(self, topic_name, value, key, const Headers *headers, partition,
                                     int64_t timestamp):
@@ -204,14 +204,6 @@ cdef class FastLane:
             wanted = PyLong_AsLongLongAndOverflow(partition, &overflow)
             return wanted if not overflow and 0 <= wanted < partitions else -1
         return topic.sticky if key.size < 0 else place_of(key.data, key.size, partitions)
-
-
-cdef inline DeliveryHandle handle_of(OpenBatch batch):
-    """Of the record that was written last."""
-    cdef DeliveryHandle handle = DeliveryHandle.__new__(DeliveryHandle)
-    handle._batch = batch
-    handle._index = batch.records - 1
-    return handle
 
 
 cdef class Sends:

@@ -113,7 +113,7 @@ cdef class Words:
         """Release-store one word."""
         sp_store32(self.word(index), value)
 
-    def find(self, uint32_t value, Py_ssize_t start=0):
+    cpdef Py_ssize_t find(self, uint32_t value, Py_ssize_t start=0) except -2:
         """The first index at or after ``start``, going round, whose word is ``value``; -1 if none is."""
         cdef char *base = self.memory.at(self.offset, 4 * self.count)
         cdef Py_ssize_t step, index = start
@@ -130,15 +130,17 @@ cdef class Words:
     def find_all(self, uint32_t value):
         """Every index whose word is ``value``."""
         cdef char *base = self.memory.at(self.offset, 4 * self.count)
-        cdef Py_ssize_t index, start, after
+        cdef Py_ssize_t index = 0, after
         found = []
-        for start in range(0, self.count, WORDS_AT_ONCE):
-            after = min(start + WORDS_AT_ONCE, self.count)
-            if sp_count32(base + 4 * start, after - start, value) == 0:
+        while index < self.count:
+            after = min(index + WORDS_AT_ONCE, self.count)
+            if sp_count32(base + 4 * index, after - index, value) == 0:
+                index = after
                 continue
-            for index in range(start, after):
+            while index < after:
                 if sp_load32(base + 4 * index) == value:
                     found.append(index)
+                index += 1
         return found
 
     def replace_all(self, uint32_t value, uint32_t other):

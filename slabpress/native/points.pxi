@@ -6,20 +6,25 @@ cdef class OpeningPoint:
     Args:
         memory: the mapping.
         states: the batches' state words.
-        open_state: what the word of an open batch is.
+        free_state, open_state: what the words of a free and of an open batch are.
         descriptors, descriptor_bytes: the descriptor table.
         blank: how the descriptor of an empty batch begins.
         created_at, partition_at: offsets within it of the two fields that differ.
+
+    Attributes:
+        cursor: where the search for a free one begins: behind the one that was opened last.
     """
 
     cdef Memory memory
     cdef Words states
-    cdef uint32_t open_state
+    cdef uint32_t free_state, open_state
+    cdef readonly Py_ssize_t cursor
     cdef Py_ssize_t descriptors, descriptor_bytes, created_at, partition_at
     cdef bytes blank
 
-    def __init__(self, Memory memory not None, Words states not None, uint32_t open_state, Py_ssize_t descriptors,
-                 Py_ssize_t descriptor_bytes, bytes blank not None, Py_ssize_t created_at, Py_ssize_t partition_at):
+    def __init__(self, Memory memory not None, Words states not None, uint32_t free_state, uint32_t open_state,
+                 Py_ssize_t descriptors, Py_ssize_t descriptor_bytes, bytes blank not None, Py_ssize_t created_at,
+                 Py_ssize_t partition_at):
         memory.at(descriptors, states.count * descriptor_bytes)
         if len(blank) > descriptor_bytes:
             raise ValueError(f"{len(blank)} bytes of a descriptor of {descriptor_bytes}")
@@ -28,7 +33,9 @@ cdef class OpeningPoint:
                 raise ValueError(f"a field at {field} is outside the {len(blank)} bytes that are prepared")
         self.memory = memory
         self.states = states
+        self.free_state = free_state
         self.open_state = open_state
+        self.cursor = 0
         self.descriptors = descriptors
         self.descriptor_bytes = descriptor_bytes
         self.blank = blank
@@ -40,6 +47,16 @@ cdef class OpeningPoint:
 
         Nobody looks at a descriptor that is free, so the fields come in any order, and the state word last.
         """
+        self.open_for(batch, partition_index)
+
+    def next_free(self):
+        """A descriptor that is free, -1 if none is."""
+        return self.find_free()
+
+    cdef Py_ssize_t find_free(self) except -2:
+        return self.states.find(self.free_state, self.cursor)
+
+    cdef int open_for(self, OpenBatch batch, uint32_t partition_index) except -1:
         cdef char *state = self.states.word(batch.descriptor)
         cdef char *fields = self.memory.at(
             self.descriptors + <Py_ssize_t>batch.descriptor * self.descriptor_bytes, self.descriptor_bytes)
@@ -48,6 +65,13 @@ cdef class OpeningPoint:
         memcpy(fields + self.partition_at, &partition_index, 4)
         sp_store32(state, self.open_state)
         batch.fields = fields
+        self.cursor = (batch.descriptor + 1) % self.states.count
+        return 0
+
+    cdef int undo(self, OpenBatch batch) except -1:
+        """Give the descriptor of a batch without records back."""
+        sp_store32(self.states.word(batch.descriptor), self.free_state)
+        return 0
 
 
 cdef class SealPoint:

@@ -105,9 +105,12 @@ cdef class RecordWriter:
         The order of the stores: what is sent (direct arena), seal number, slabs, ring, state, tail, counters. Tests die
         between them (tests/shm/kit.py, ``publish_seal``).
         """
-        cdef uint64_t tail
         if batch.closed or batch.records == 0:
             raise ValueError(f"a batch with {batch.records} records, closed {batch.closed}, cannot be sealed")
+        self.publish(batch, slab_state, batch_state, point)
+
+    cdef int publish(self, OpenBatch batch, uint32_t slab_state, uint32_t batch_state, SealPoint point) except -1:
+        cdef uint64_t tail
         tail = sp_load64(point.memory.at(point.tail_at, 8))
         batch.closed = True
         batch.seal_number = tail + 1
@@ -119,6 +122,7 @@ cdef class RecordWriter:
         sp_store32(point.states.word(batch.descriptor), batch_state)
         sp_store64(point.memory.at(point.tail_at, 8), tail + 1)
         point.count(batch)
+        return 0
 
     cdef Py_ssize_t encode(self, OpenBatch batch, object key, object value, const Headers *headers,
                            int64_t timestamp) except -3:

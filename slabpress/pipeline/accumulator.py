@@ -10,11 +10,13 @@ import math
 import random
 from typing import Final
 
-from slabpress._native import OpeningPoint, RecordWriter, SealPoint
+from slabpress._native import Arrivals, LoneLane, OpeningPoint, RecordWriter, SealPoint
 from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.outcomes import Outcome
 from slabpress.pipeline.topics import Topic
 from slabpress.pipeline.watch import Watch
 from slabpress.plan import MemoryPlan
+from slabpress.results import DELIVERED
 from slabpress.shm import layout as at
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import NETWORK, Control
@@ -40,6 +42,8 @@ from slabpress.shm.topics import TopicTable
 _UNDER_WAY_ENOUGH: Final = 2
 # A topic's batches that had to be made smaller grow by this share with each that is accepted.
 _GROWTH: Final = 64
+# So long after a batch was opened the coordinator looks around, at the latest.
+NUDGE_NS: Final = 1_000_000_000
 
 
 class Accumulator:
@@ -70,10 +74,10 @@ class Accumulator:
         self._rng = rng
         self._topics = TopicTable(arena)
         self._splits = Splits(arena)
-        self._cursor = 0
         self._opening_point = OpeningPoint(
             arena.memory,
             arena.batch_states,
+            FREE,
             OPEN,
             arena.layout.descriptors,
             at.DESCRIPTOR_BYTES,
@@ -110,6 +114,39 @@ class Accumulator:
             plan.batch_bytes,
             plan.largest_record_bytes,
         )
+        self._arrivals = Arrivals(
+            arena.memory,
+            arena.batch_states,
+            DONE,
+            REPORTING,
+            arena.seal_ring,
+            at.SEAL_TAIL_AT,
+            arena.layout.descriptors,
+            at.DESCRIPTOR_BYTES,
+            at.RESULT_CODE_AT,
+            DELIVERED,
+            self.batches,
+            plan.batch_bytes,
+        )
+        # The way of records that find nothing of their topic on the way; where they are to linger there is none.
+        self.lone = self._lone_lane() if linger_ns == 0 else None
+
+    def _lone_lane(self) -> LoneLane:
+        arena, control = self._arena, self._control
+        return LoneLane(
+            self.writer,
+            self._opening_point,
+            self._seal_point,
+            *self._sealed_states,
+            Batch,
+            self.batches,
+            self._watch,
+            None if arena.is_direct else arena.promises,
+            control.ringer((NETWORK,) if arena.is_direct else control.workers),
+            control.alarm,
+            NUDGE_NS,
+            self._rng,
+        )
 
     def next_call(self) -> int:
         """A number for one send_many() call."""
@@ -118,7 +155,7 @@ class Accumulator:
     def has_unfinished(self) -> bool:
         """Whether any descriptor is in use: first the one that was opened last, for looking at all takes 28 us."""
         states = self._arena.batch_states
-        return states.load((self._cursor - 1) % states.count) != FREE or states.tally(1)[FREE] < states.count
+        return states.load((self._opening_point.cursor - 1) % states.count) != FREE or states.tally(1)[FREE] < states.count
 
     @property
     def open_batches(self) -> int:
@@ -137,11 +174,9 @@ class Accumulator:
 
     def open_batch(self, topic: Topic, partition: int, partition_index: int, now_ns: int) -> Batch | None:
         """Open a batch for a topic-partition that has none; None while no descriptor is free."""
-        states = self._arena.batch_states
-        descriptor = states.find(FREE, self._cursor)
+        descriptor = self._opening_point.next_free()
         if descriptor < 0:
             return None
-        self._cursor = (descriptor + 1) % states.count
         # Known before it is OPEN: whatever a signal handler raises in between, lingering closes it again.
         batch = Batch(descriptor, partition, topic, now_ns, self._watch)
         batch.limit = topic.batch_limit
@@ -249,10 +284,18 @@ class Accumulator:
         uncompressed = split.refused_bytes * batch.bytes // split.source_bytes
         batch.topic.batch_limit = min(batch.topic.batch_limit, max(1, uncompressed // 2))
 
+    def take_lone(self) -> tuple[Batch, Outcome] | None:
+        """``take_done`` for the batch that came alone, with its outcome; None unless it has come and was delivered."""
+        found = None if self._held else self._arrivals.take_lone()
+        if found is None:
+            return None
+        batch, base_offset, append_time_ms = found
+        return batch, Outcome(None, base_offset, append_time_ms)
+
     def take_done(self) -> list[Batch]:
         """The batches that have a result now; each is REPORTING, and its outcome is still to be set."""
         taken = []
-        for descriptor in self._arena.batch_states.replace_all(DONE, REPORTING):
+        for descriptor in self._arrivals.take_all():
             batch = self.batches[descriptor]
             if batch is not None and batch.outcome is None:
                 taken.append(batch)

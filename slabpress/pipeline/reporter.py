@@ -68,7 +68,7 @@ class Results(Protocol):
         """Whether there is anything to take in."""
 
     def take_or_tell(self) -> None:
-        """Take it in: batches with callbacks come back through ``Reporter.resolve``."""
+        """Take it in: batches with callbacks come back through ``Reporter.resolve`` and ``resolve_lone``."""
 
 
 class Reporter:
@@ -124,11 +124,12 @@ class Reporter:
                     may_run.pop()
                     self._thread = None
                 raise
+            self._watch.has_thread = True
 
     def resolve(self, outcomes: list[tuple[Batch, Outcome]]) -> None:
         """Set the batches' outcomes; those with callbacks go to the callback thread, the rest are finished."""
         quiet: list[Batch] = []
-        with self._watch.changed:
+        with self._watch.lock:
             for batch, outcome in outcomes:
                 batch.resolve(outcome)
                 self._watch.count(batch, outcome)
@@ -140,13 +141,22 @@ class Reporter:
         if quiet:
             self._finish(quiet)
 
+    def resolve_lone(self, batch: Batch, outcome: Outcome) -> None:
+        """``resolve`` for a whole batch that was delivered, in the callback thread, in fewer steps."""
+        watch = self._watch
+        with watch.lock:
+            batch.outcome = outcome
+            watch.delivered_ever += batch.records
+            self._queue.append(batch)
+            watch.tell()
+
     def in_callback(self) -> bool:
         """Whether the caller is a delivery callback."""
         return threading.current_thread() is self._thread
 
     def stop(self, timeout_s: float | None) -> bool:
         """End the callback thread after what is queued; whether it ended in time. It is not started any more."""
-        with self._watch.changed:
+        with self._watch.lock:
             self._ended = True
         # One that is being started runs after this, or was given up. Where a signal handler closes, in the thread that
         # is just starting it, that cannot be waited for: it finds that it is to end before anything else.
@@ -163,7 +173,7 @@ class Reporter:
 
     def _call_later(self, callback: DoneCallback, handle: DeliveryHandle) -> None:
         """Run a callback of a record that is resolved already; here, where the callback thread was ended meanwhile."""
-        with self._watch.changed:
+        with self._watch.lock:
             if not self._ended:
                 self._put((callback, handle))
                 # Only now: of one that is counted and not queued, as a signal handler raised, flush() would never hear.
@@ -211,7 +221,7 @@ class Reporter:
             run_guarded(*item)
             if self._watch.forked:
                 return False
-            with self._watch.changed:
+            with self._watch.lock:
                 self._watch.late_run += 1
                 self._watch.late_asked = max(self._watch.late_asked, self._watch.late_run)
                 self._watch.tell()
@@ -230,13 +240,13 @@ class Reporter:
         if self._on_delivery is not None:
             _run_for_each(batch, self._on_delivery, 0, batch.records)
             if error is not None and not self._watch.forked:
-                with self._watch.changed:
+                with self._watch.lock:
                     self._watch.count_seen(batch, batch.failed)
         batch.drop_callbacks()
 
     def _finish(self, batches: list[Batch]) -> None:
         self._release(batches)
-        with self._watch.changed:
+        with self._watch.lock:
             for batch in batches:
                 batch.finished = True
             self._watch.tell()

@@ -23,7 +23,7 @@ from slabpress.errors import (
     SlabpressError,
     TooManyTopicsError,
 )
-from slabpress.pipeline.accumulator import Accumulator
+from slabpress.pipeline.accumulator import NUDGE_NS, Accumulator
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.lookup import TopicLookup
 from slabpress.pipeline.pressure import Pressure
@@ -68,8 +68,8 @@ class Sender:
         self.lock = lock
         self.line = RoomLine(lock, pressure.must_wait)
         self._turns = self.line.turns
-        self.fast_lane = FastLane(lock, accumulator.writer, topics.known)
-        self.nudge_ns = 1_000_000_000  # unless the session says otherwise
+        self.fast_lane = FastLane(lock, accumulator.writer, topics.known, accumulator.lone)
+        self.nudge_ns = NUDGE_NS
         self.refusal: Callable[[], SlabpressError] | None = None
         self._max_block_ms = config.max_block_ms
         self._buffer_memory = config.buffer_memory

@@ -17,7 +17,7 @@ from slabpress._native import Mutex
 from slabpress.config import Config
 from slabpress.errors import DeliveryError, FlushTimeoutError, SlabpressError
 from slabpress.observe.statistics import MemoryFigure, RecordCounts, Statistics, read_statistics
-from slabpress.pipeline.accumulator import Accumulator
+from slabpress.pipeline.accumulator import NUDGE_NS, Accumulator
 from slabpress.pipeline.intake import Intake
 from slabpress.pipeline.pressure import Pressure
 from slabpress.pipeline.sender import Sender
@@ -32,7 +32,7 @@ from slabpress.shm.descriptors import Descriptors
 from slabpress.shm.splits import Splits
 from slabpress.shm.topics import TopicTable
 
-_NUDGE_S: Final = 1.0
+_NUDGE_S: Final = NUDGE_NS / 1e9
 # An index no worker has: the coordinator takes the admission lock to recover, never to compress.
 _NO_WORKER: Final = 0xFFFE
 
@@ -76,7 +76,6 @@ class Session:
             self.accumulator = Accumulator(self.arena, plan, config.linger_ms * 1_000_000, control, self.watch, rng)
             pressure = Pressure(self.arena, self.accumulator)
             self.sender = Sender(config, plan, self.arena, control, self.lock, self.accumulator, pressure, self._topics)
-            self.sender.nudge_ns = int(_NUDGE_S * 1e9)
             self._intake = Intake(
                 self.arena, control, self.lock, self.accumulator, pressure, self.sender.line, self.watch, on_delivery
             )

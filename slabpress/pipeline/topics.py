@@ -31,40 +31,24 @@ class Topic(TopicLanes):
         partition_indices: each partition's entry in the arena's partition table, once it has one.
         pinned: threads that wait with this object in their hands: it is not forgotten meanwhile.
         batch_limit: bytes of a batch beyond which the broker finds it too large, as far as is known.
-        sticky: the partition that keyless records go to until its batch is sealed (KIP-480).
+        sticky: the partition that keyless records go to until its batch is sealed (KIP-480); ``stick_elsewhere`` then
+            chooses another (native/topics.pxi).
     """
 
-    __slots__ = ("batch_limit", "index", "name", "partition_indices", "pinned", "under_way")
+    __slots__ = ("index", "name", "pinned")
     open: list[Batch | None]
 
     def __init__(self, name: str, index: int) -> None:
         super().__init__()
         self.name = name
         self.index = index
-        # By partition, where there is something to say: a topic of 10,000 partitions costs 8 bytes each in ``open``.
-        self.partition_indices: dict[int, int] = {}
-        self.under_way: dict[int, int] = {}
         self.pinned = 0
-        self.batch_limit = NO_LIMIT
 
     def grow(self, partitions: int) -> None:
         """Take note of partitions that were added; Kafka never takes any away from a topic."""
         missing = partitions - len(self.open)
         if missing > 0:
             self.open.extend([None] * missing)
-
-    def stick_elsewhere(self, rng: random.Random) -> None:
-        """Choose another partition for keyless records: of two at random, the one with fewer batches under way.
-
-        So a slow broker's partitions get fewer records (KIP-794), without a look at all the others.
-        """
-        count = len(self.open)
-        if count > 1:
-            # Not randrange and min: this is done for every batch, and they take 5 us.
-            some = (self.sticky + 1 + int(rng.random() * (count - 1))) % count
-            other = (self.sticky + 1 + int(rng.random() * (count - 1))) % count
-            under_way = self.under_way.get
-            self.sticky = some if under_way(some, 0) <= under_way(other, 0) else other
 
     def stick_around(self, has_share: Callable[[int], bool], *, may_add: bool) -> bool:
         """Choose the next partition whose leader has not its share of the arena; False if there is none.

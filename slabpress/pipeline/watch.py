@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from slabpress._native import DeliveryHandle
+from slabpress._native import DeliveryHandle, Waiters
 from slabpress.errors import ForkedError, SlabpressError
 from slabpress.pipeline.outcomes import Outcome, Piece
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("slabpress")
 DoneCallback = Callable[[DeliveryHandle], object]
 
 
-class Watch:
+class Watch(Waiters):
     """Who waits for batches of one producer, and which failures nobody has looked at.
 
     ``era`` counts how often flush() or close() raised what nobody had looked at: a look at an older failure
@@ -28,7 +28,8 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self._waiting = 0
         self.era = 0
         self.failed_records = 0

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import Final
 
-from slabpress._native import Alarm, Memory, Watch
+from slabpress._native import Alarm, Memory, Ringer, Watch
 from slabpress.shm.doorbell import Doorbell
 from slabpress.shm.layout import LINE_BYTES, PAGE_BYTES, WORKERS_MAX, align
 from slabpress.shm.segment import create_segment, map_segment
@@ -51,6 +52,8 @@ class Control:
         self._sleeping_at = [self._line(slot) + _SLEEPING for slot in range(len(bells))]
         self._mapping = map_segment(descriptor, CONTROL_BYTES)
         self.memory = Memory(self._mapping)
+        self._ringers = [self.ringer((slot,)) for slot in range(len(bells))]
+        self._worker_ringer = self.ringer(self.workers)
 
     @classmethod
     def create(cls, workers: int) -> Control:
@@ -140,8 +143,15 @@ class Control:
 
     def wake(self, slot: int) -> None:
         """Ring a process that sleeps. Call it after publishing what it should see."""
-        if self.memory.fenced_u32(self._sleeping_at[slot]):
-            self.bells[slot].ring()
+        self._ringers[slot].ring()
+
+    def ringer(self, slots: Sequence[int]) -> Ringer:
+        """What rings the first of these processes that sleeps, in one native step."""
+        return Ringer(
+            self.memory,
+            [self._sleeping_at[slot] for slot in slots],
+            [self.bells[slot].write_descriptor for slot in slots],
+        )
 
     def sleeping_worker(self) -> int | None:
         """The first worker that sleeps, if any. Call it after publishing what it should see."""
@@ -152,9 +162,7 @@ class Control:
 
     def wake_one_worker(self) -> None:
         """Ring the first worker that sleeps, if any: whoever wakes rings the next while there is work for both."""
-        slot = self.sleeping_worker()
-        if slot is not None:
-            self.bells[slot].ring()
+        self._worker_ringer.ring()
 
     def close(self) -> None:
         """Unmap and close every descriptor of this process."""

@@ -253,8 +253,9 @@ def test_what_a_thread_has_taken_in_is_not_abandoned_under_its_hands(monkeypatch
         rig.check_all_free()
 
 
+@pytest.mark.parametrize("alone", [False, True])
 def test_what_goes_wrong_in_the_callback_thread_is_told_and_leaves_nobody_waiting(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    alone: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Rig({"t": 1}) as rig:
         _start_callbacks(rig)
@@ -265,6 +266,7 @@ def test_what_goes_wrong_in_the_callback_thread_is_told_and_leaves_nobody_waitin
             return []  # the coordinator's has not been quicker
 
         monkeypatch.setattr(rig.session.accumulator, "take_done", fail)
+        monkeypatch.setattr(rig.session.accumulator, "take_lone", fail if alone else lambda: None)
         handle = rig.send("t", b"v", on_delivery=lambda _: None)
         assert "slabpress failed inside: LookupError('oops'); please report it" in str(handle.exception(WATCHDOG_S))
         with pytest.raises(ProcessError, match="please report it"):

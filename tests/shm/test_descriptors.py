@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from slabpress._native import NONE, OpenBatch, OpeningPoint
 from slabpress.shm import layout as at
 from slabpress.shm.descriptors import BLANK, Descriptors, Output, Result
-from slabpress.shm.states import OPEN, ORPHAN
+from slabpress.shm.states import FREE, OPEN, ORPHAN
 from slabpress.shm.topics import TopicAnswer, TopicTable
 from tests.shm.kit import small_arena
 
@@ -96,6 +96,7 @@ def test_what_the_coordinator_opens_natively_is_what_open_prepares() -> None:
         point = OpeningPoint(
             arena.memory,
             arena.batch_states,
+            FREE,
             OPEN,
             arena.layout.descriptors,
             at.DESCRIPTOR_BYTES,
