@@ -1,5 +1,6 @@
 import random
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence, Sized
 from mmap import mmap
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -99,7 +100,7 @@ class OpenBatch:
     callbacks_asked: int
     topic: Any
     created_ns: int
-    watch: Any
+    watch: Any  # a Waiters; Batch says which
     pieces: Any
     finished: bool
     era: int
@@ -109,7 +110,8 @@ class OpenBatch:
         self, descriptor: int, partition: int, topic: Any = None, created_ns: int = 0, watch: Any = None
     ) -> None: ...
     def ask(self, index: int, callback: DoneCallback) -> None: ...
-    def callback_at(self, place: int) -> tuple[DoneCallback, int, int]: ...
+    def run_asked(self) -> None: ...
+    def run_for_all(self, callback: DoneCallback) -> None: ...
     def drop_callbacks(self) -> None: ...
 
 class Shares:
@@ -262,6 +264,13 @@ class TopicLanes:
 
 class Waiters:
     has_thread: bool
+    waiting: int
+    forked: bool
+    @property
+    def delivered_ever(self) -> int: ...
+    def count_delivered(self, records: int) -> None: ...
+    def tell_all(self) -> None: ...
+    def callback_raised(self, error: BaseException) -> None: ...
 
 class Ringer:
     def __init__(self, memory: Memory, sleeping_at: list[int], descriptors: list[int]) -> None: ...
@@ -282,9 +291,13 @@ class Arrivals:
         delivered: int,
         batches: list[Any],
         batch_bytes: int,
+        held: dict[int, Any],
+        watch: Waiters,
+        outcome: type[tuple[Any, ...]],
     ) -> None: ...
+    def any(self) -> bool: ...
     def take_all(self) -> list[int]: ...
-    def take_lone(self) -> tuple[Batch, int, int] | None: ...
+    def take_lone(self, taking: Mutex, lock: Mutex, turns: Sized, queue: deque[Any]) -> bool: ...
 
 class LoneLane:
     def __init__(

@@ -11,9 +11,31 @@ cdef class Waiters:
 
     Attributes:
         has_thread: the callback thread was started; what is asked of a batch before it has its outcome is run there.
+        waiting: how many threads sleep until something changes.
+        forked: this is a forked child of the process whose batches they are.
+        delivered_ever: how many records were delivered.
     """
 
     cdef public bint has_thread
+    cdef public bint forked
+    cdef public Py_ssize_t waiting
+    cdef int64_t delivered
+
+    @property
+    def delivered_ever(self):
+        return self.delivered
+
+    def count_delivered(self, int64_t records):
+        """So many more were delivered: one step, as others count them without a lock."""
+        self.delivered += records
+
+    def tell_all(self):
+        """Have those who wait look again."""
+        raise NotImplementedError
+
+    def callback_raised(self, error):
+        """A delivery callback raised this."""
+        raise NotImplementedError
 
 
 cdef class OpenBatch:
@@ -91,7 +113,7 @@ cdef class OpenBatch:
 
     @property
     def callbacks_asked(self):
-        """How many entries ``callback_at`` has."""
+        """How many callbacks were asked for; one for consecutive records counts once."""
         return PyList_GET_SIZE(self.callbacks)
 
     def ask(self, uint32_t index, callback):
@@ -117,10 +139,34 @@ cdef class OpenBatch:
         self.callbacks.append(callback)
         return 0
 
-    def callback_at(self, Py_ssize_t place):
-        """A callback, the first record that it was asked for, and the one after the last of those that follow."""
-        callback = self.callbacks[place]
-        return callback, self.asked[place].first, self.asked[place].first + self.asked[place].count
+    def run_asked(self):
+        """Run the callbacks that were asked for."""
+        cdef Py_ssize_t place
+        for place in range(PyList_GET_SIZE(self.callbacks)):
+            self.run(self.callbacks[place], self.asked[place].first, self.asked[place].first + self.asked[place].count)
+
+    def run_for_all(self, callback):
+        """Run a callback for every record."""
+        self.run(callback, 0, self.records)
+
+    cdef int run(self, callback, Py_ssize_t first, Py_ssize_t after) except -1:
+        """Run a callback for consecutive records, on the callback thread, which nothing may end.
+
+        In a child that one of them has forked there are none to run: the parent goes on with them.
+        """
+        cdef Py_ssize_t index
+        cdef DeliveryHandle handle
+        for index in range(first, after):
+            if self.watch.forked:
+                return 0
+            handle = DeliveryHandle.__new__(DeliveryHandle)
+            handle._batch = self
+            handle._index = index
+            try:
+                callback(handle)
+            except BaseException as error:
+                self.watch.callback_raised(error)
+        return 0
 
     def drop_callbacks(self):
         """Forget them: they have run."""

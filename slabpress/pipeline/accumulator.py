@@ -114,7 +114,7 @@ class Accumulator:
             plan.batch_bytes,
             plan.largest_record_bytes,
         )
-        self._arrivals = Arrivals(
+        self.arrivals = Arrivals(
             arena.memory,
             arena.batch_states,
             DONE,
@@ -127,6 +127,9 @@ class Accumulator:
             DELIVERED,
             self.batches,
             plan.batch_bytes,
+            self._held,
+            watch,
+            Outcome,
         )
         # The way of records that find nothing of their topic on the way; where they are to linger there is none.
         self.lone = self._lone_lane() if linger_ns == 0 else None
@@ -155,7 +158,9 @@ class Accumulator:
     def has_unfinished(self) -> bool:
         """Whether any descriptor is in use: first the one that was opened last, for looking at all takes 28 us."""
         states = self._arena.batch_states
-        return states.load((self._opening_point.cursor - 1) % states.count) != FREE or states.tally(1)[FREE] < states.count
+        return (
+            states.load((self._opening_point.cursor - 1) % states.count) != FREE or states.tally(1)[FREE] < states.count
+        )
 
     @property
     def open_batches(self) -> int:
@@ -264,8 +269,7 @@ class Accumulator:
 
     def has_results(self) -> bool:
         """Whether ``take_done`` or ``partial`` would find a batch."""
-        states = self._arena.batch_states
-        return states.has(DONE) or (self._splits.any_ever() and states.has(PARTIAL))
+        return self.arrivals.any() or (self._splits.any_ever() and self._arena.batch_states.has(PARTIAL))
 
     def partial(self) -> list[Batch]:
         """The split batches of which a piece has its result."""
@@ -284,18 +288,10 @@ class Accumulator:
         uncompressed = split.refused_bytes * batch.bytes // split.source_bytes
         batch.topic.batch_limit = min(batch.topic.batch_limit, max(1, uncompressed // 2))
 
-    def take_lone(self) -> tuple[Batch, Outcome] | None:
-        """``take_done`` for the batch that came alone, with its outcome; None unless it has come and was delivered."""
-        found = None if self._held else self._arrivals.take_lone()
-        if found is None:
-            return None
-        batch, base_offset, append_time_ms = found
-        return batch, Outcome(None, base_offset, append_time_ms)
-
     def take_done(self) -> list[Batch]:
         """The batches that have a result now; each is REPORTING, and its outcome is still to be set."""
         taken = []
-        for descriptor in self._arrivals.take_all():
+        for descriptor in self.arrivals.take_all():
             batch = self.batches[descriptor]
             if batch is not None and batch.outcome is None:
                 taken.append(batch)

@@ -83,23 +83,13 @@ class Intake:
     def take_or_tell(self) -> None:
         """As ``take``; what goes wrong is the coordinator's to tell, for it ends the producer and nobody waits on."""
         try:
-            if not self._take_lone():
+            if not self._accumulator.arrivals.take_lone(
+                self._taking, self._lock, self._line.turns, self.reporter.queue
+            ):
                 self.take()
         except Exception as error:  # noqa: BLE001 - raised by the coordinator's thread
             self.failure = error
             self._control.bells[COORDINATOR].ring()
-
-    def _take_lone(self) -> bool:
-        """Take in the result of a batch that came alone, if that is all there is; whether it was."""
-        with self._taking:
-            with self._lock:
-                if self._arena.descriptor < 0 or self._line.turns:
-                    return False
-                lone = self._accumulator.take_lone()
-            if lone is None:
-                return False
-            self.reporter.resolve_lone(*lone)
-            return True
 
     # --- for both -----------------------------------------------------------------------------------------------
 

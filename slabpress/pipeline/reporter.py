@@ -68,7 +68,7 @@ class Results(Protocol):
         """Whether there is anything to take in."""
 
     def take_or_tell(self) -> None:
-        """Take it in: batches with callbacks come back through ``Reporter.resolve`` and ``resolve_lone``."""
+        """Take it in: batches with callbacks come back through ``Reporter.resolve``, or in ``queue``."""
 
 
 class Reporter:
@@ -80,6 +80,9 @@ class Reporter:
         release: gives batches' descriptors back to the arena.
         results: where there may be more to report.
         sleeper: what the callback thread sleeps on.
+
+    Attributes:
+        queue: what it has to report, first to last; None is its end.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class Reporter:
         self._results = results
         self._sleeper = sleeper
         self._is_asleep = False
-        self._queue: deque[Batch | tuple[DoneCallback, DeliveryHandle] | None] = deque()
+        self.queue: deque[Batch | tuple[DoneCallback, DeliveryHandle] | None] = deque()
         self._thread: threading.Thread | None = None
         self._ended = False
         self._starting = Mutex()  # a signal handler may wait for a result, in a thread that is just about to
@@ -141,15 +144,6 @@ class Reporter:
         if quiet:
             self._finish(quiet)
 
-    def resolve_lone(self, batch: Batch, outcome: Outcome) -> None:
-        """``resolve`` for a whole batch that was delivered, in the callback thread, in fewer steps."""
-        watch = self._watch
-        with watch.lock:
-            batch.outcome = outcome
-            watch.delivered_ever += batch.records
-            self._queue.append(batch)
-            watch.tell()
-
     def in_callback(self) -> bool:
         """Whether the caller is a delivery callback."""
         return threading.current_thread() is self._thread
@@ -185,7 +179,7 @@ class Reporter:
 
     def _put(self, item: Batch | tuple[DoneCallback, DeliveryHandle] | None) -> None:
         """Queue something for the callback thread; of its own results it is not asleep."""
-        self._queue.append(item)
+        self.queue.append(item)
         if self._is_asleep:
             self._sleeper.call()
 
@@ -197,8 +191,8 @@ class Reporter:
         while True:
             self._sleep()
             self._results.take_or_tell()
-            while self._queue:
-                item = self._queue.popleft()
+            while self.queue:
+                item = self.queue.popleft()
                 if item is None:
                     return
                 if not self._report(item):
@@ -206,11 +200,11 @@ class Reporter:
 
     def _sleep(self) -> None:
         """Sleep until there is something queued, or results."""
-        if self._queue:
+        if self.queue:
             return  # not even to look whether there are results: of a producer that is closed the word is gone
         self._is_asleep = True
         self._sleeper.lie_down()
-        if not self._queue and not self._results.has_results():
+        if not self.queue and not self._results.has_results():
             self._sleeper.wait()
         self._is_asleep = False
         self._sleeper.get_up()
@@ -235,10 +229,9 @@ class Reporter:
 
     def _call_back(self, batch: Batch) -> None:
         error: SlabpressError | None = batch.outcome.error if batch.outcome else None
-        for place in range(batch.callbacks_asked):
-            _run_for_each(batch, *batch.callback_at(place))
+        batch.run_asked()
         if self._on_delivery is not None:
-            _run_for_each(batch, self._on_delivery, 0, batch.records)
+            batch.run_for_all(self._on_delivery)
             if error is not None and not self._watch.forked:
                 with self._watch.lock:
                     self._watch.count_seen(batch, batch.failed)
@@ -250,23 +243,6 @@ class Reporter:
             for batch in batches:
                 batch.finished = True
             self._watch.tell()
-
-
-def _run_for_each(batch: Batch, callback: DoneCallback, first: int, after: int) -> None:
-    """``run_guarded`` for consecutive records, without two more calls for each (0.1 us).
-
-    In a child that one of them has forked, there are none to run: the parent goes on with them.
-    """
-    watch = batch.watch
-    for index in range(first, after):
-        if watch.forked:
-            return
-        try:
-            callback(DeliveryHandle(batch, index))
-        except Exception:
-            logger.exception("a delivery callback raised")
-        except BaseException:
-            logger.exception("a delivery callback tried to end its thread")
 
 
 def run_guarded(callback: DoneCallback, handle: DeliveryHandle) -> None:

@@ -30,19 +30,16 @@ class Watch(Waiters):
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
-        self._waiting = 0
         self.era = 0
         self.failed_records = 0
         self.seen_records = 0
         self.first_error: SlabpressError | None = None
-        self.forked = False
         self.start_callbacks: Callable[[], None] = lambda: None
         self.call_later: Callable[[DoneCallback, DeliveryHandle], None] = run_callback
         # Callbacks of records that were resolved before they could be noted in the batch: to start the callback thread
         # for the first one may take longer than the delivery.
         self.late_asked = 0
         self.late_run = 0
-        self.delivered_ever = 0
         self.failed_ever = 0
 
     def check_not_forked(self) -> None:
@@ -62,25 +59,35 @@ class Watch(Waiters):
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait until it holds; whether it did in time. The caller holds ``changed``."""
-        self._waiting += 1
+        self.waiting += 1
         try:
             return self.changed.wait_for(condition, timeout_s)
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
 
     def tell(self) -> None:
         """Have those who wait look again. The caller holds ``changed``."""
-        if self._waiting:  # mostly nobody does, and notify_all would take half a microsecond to find out
+        if self.waiting:  # mostly nobody does, and notify_all would take half a microsecond to find out
             self.changed.notify_all()
+
+    def tell_all(self) -> None:
+        """``tell`` for who does not hold ``changed``."""
+        with self.changed:
+            self.changed.notify_all()
+
+    def callback_raised(self, error: BaseException) -> None:
+        """Log what a callback raised; the callback thread goes on, even after sys.exit() in the user's code."""
+        ends = "raised" if isinstance(error, Exception) else "tried to end its thread"
+        logger.error("a delivery callback %s", ends, exc_info=error)
 
     def count(self, batch: Batch, outcome: Outcome) -> None:
         """Take note of an outcome. The caller holds ``changed``."""
         if batch.pieces is None and outcome.error is None:  # nearly every batch
-            self.delivered_ever += batch.records
+            self.count_delivered(batch.records)
             return
         for piece in batch.pieces or (Piece(0, batch.records, outcome),):
             if piece.outcome.error is None:
-                self.delivered_ever += piece.records
+                self.count_delivered(piece.records)
             else:
                 self.failed_ever += piece.records
                 self._count_failure(batch, piece.records, piece.outcome.error)

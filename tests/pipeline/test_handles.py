@@ -105,7 +105,7 @@ def test_a_waiting_thread_is_woken_by_the_result(desk: _Desk) -> None:
     # Without a timeout: a wait that is over looks once more by itself.
     thread = threading.Thread(target=lambda: found.append(DeliveryHandle(batch, 0).result()), daemon=True)
     thread.start()
-    until(lambda: desk.watch._waiting == 1)
+    until(lambda: desk.watch.waiting == 1)
     desk.deliver(batch)
     thread.join(WATCHDOG_S)
     assert found == [Delivery("t", 1, 100, None)]

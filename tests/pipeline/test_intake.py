@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -192,8 +193,9 @@ class _Held:
     def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         self.has_taken, self.go_on, self.other_asks = threading.Event(), threading.Event(), threading.Event()
         intake = rig.session._intake
-        self._lock, self._resolve = intake._taking, intake.reporter.resolve
-        monkeypatch.setattr(intake, "_taking", self)
+        self._resolve = intake.reporter.resolve
+        monkeypatch.setattr(intake, "take", partial(self._note_and_call, intake.take))
+        monkeypatch.setattr(intake, "abandon", partial(self._note_and_call, intake.abandon))
         monkeypatch.setattr(intake.reporter, "resolve", self.resolve)
 
     def resolve(self, outcomes: list[tuple[Batch, Outcome]]) -> None:
@@ -202,13 +204,10 @@ class _Held:
             assert self.go_on.wait(WATCHDOG_S)
         self._resolve(outcomes)
 
-    def __enter__(self) -> None:
+    def _note_and_call(self, ask: Callable[..., Any], *arguments: Any) -> Any:
         if self.has_taken.is_set():
             self.other_asks.set()
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        return ask(*arguments)
 
 
 def test_callbacks_keep_their_order_whichever_thread_takes_the_results_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +265,8 @@ def test_what_goes_wrong_in_the_callback_thread_is_told_and_leaves_nobody_waitin
             return []  # the coordinator's has not been quicker
 
         monkeypatch.setattr(rig.session.accumulator, "take_done", fail)
-        monkeypatch.setattr(rig.session.accumulator, "take_lone", fail if alone else lambda: None)
+        lone = Mock(take_lone=Mock(side_effect=LookupError("oops")) if alone else Mock(return_value=False))
+        monkeypatch.setattr(rig.session.accumulator, "arrivals", lone)
         handle = rig.send("t", b"v", on_delivery=lambda _: None)
         assert "slabpress failed inside: LookupError('oops'); please report it" in str(handle.exception(WATCHDOG_S))
         with pytest.raises(ProcessError, match="please report it"):
