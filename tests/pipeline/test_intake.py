@@ -62,14 +62,15 @@ class _Hang:
 def test_a_result_wakes_the_callback_thread_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     with Rig({"t": 1}) as rig:
         _start_callbacks(rig)
-        bell, rung_by = rig.coordinator.control.bells[COORDINATOR], []
-        ring = bell.ring
+        control, rung_by = rig.coordinator.control, []
+        wake = control.wake
 
-        def note_and_ring() -> None:
-            rung_by.append(threading.current_thread().name)
-            ring()
+        def note_and_wake(slot: int) -> None:
+            if slot == COORDINATOR:
+                rung_by.append(threading.current_thread().name)
+            wake(slot)
 
-        monkeypatch.setattr(bell, "ring", note_and_ring)
+        monkeypatch.setattr(control, "wake", note_and_wake)
         for _ in range(20):
             called = threading.Event()
             rig.send("t", b"v", on_delivery=partial(_set, called))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from slabpress._native import Ringer
 from slabpress.shm import doorbell
 from slabpress.shm.control import (
     CONTROL_BYTES,
@@ -161,6 +163,23 @@ def test_one_sleeping_worker_is_rung(control: Control) -> None:
     control.lie_down(FIRST_WORKER + 2)
     control.wake_one_worker()
     assert [_is_rung(bell) for bell in control.bells] == [False, False, False, True, False]
+
+
+def test_a_bell_that_is_full_is_loud_enough_and_one_that_is_gone_is_an_error(control: Control) -> None:
+    bell, ringer = control.bells[NETWORK], control.ringer((NETWORK,))
+    control.lie_down(NETWORK)
+    if bell.read_descriptor == bell.write_descriptor:
+        os.write(bell.write_descriptor, (2**64 - 2).to_bytes(8, sys.byteorder))
+    else:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(bell.write_descriptor, bytes(4096))
+    assert ringer.ring()
+    control.wake(NETWORK)
+    assert _is_rung(bell)
+    gone = Ringer(control.memory, [control._sleeping_at[NETWORK]], [-1])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        gone.ring()
 
 
 def test_stop_is_heard_by_everybody_but_the_coordinator(control: Control) -> None:

@@ -1,0 +1,259 @@
+"""A record that comes alone: one native step to the ring, and one from its result to the callback's queue."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from slabpress._native import FastLane, Mutex
+from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.outcomes import Outcome
+from slabpress.pipeline.room import Turn
+from slabpress.pipeline.topics import Topic
+from slabpress.shm import layout as at
+from slabpress.shm.control import FIRST_WORKER, NETWORK
+from slabpress.shm.doorbell import Doorbell
+from slabpress.shm.states import DONE, FREE, REPORTING, SLAB_SEALED
+from tests.pipeline.instant import Parts, parts, refused
+
+
+def _send(rig: Parts, **record: Any) -> Any:
+    """By the native ways alone."""
+    key, headers, partition = (record.get(name) for name in ("key", "headers", "partition"))
+    return rig.sender.fast_lane.append("t", record.get("value", b"v"), key, headers, partition, 17)
+
+
+def _finish(rig: Parts) -> None:
+    """Deliver what is on the way, and give its descriptors back."""
+    while rig.pipeline.deliver_one() is not None:
+        for batch in rig.accumulator.take_done():
+            rig.accumulator.release(batch)
+
+
+def _used_topic(rig: Parts, partitions: int = 3) -> Topic:
+    """A topic all of whose partitions have had a record, and none of them on its way."""
+    topic = rig.topic("t", partitions)
+    for partition in range(partitions):
+        rig.send(b"first", partition=partition, timestamp_ms=0)
+        rig.accumulator.seal_all()
+        _finish(rig)
+    return topic
+
+
+def _arena(rig: Parts) -> bytes:
+    """What the arena holds, but for when batches were opened."""
+    image = bytearray(rig.arena.view)
+    for descriptor in range(rig.arena.geometry.batch_count):
+        start = rig.arena.layout.descriptors + descriptor * at.DESCRIPTOR_BYTES + at.CREATED_AT
+        image[start : start + 8] = bytes(8)
+    return bytes(image)
+
+
+def _is_rung(bell: Doorbell) -> bool:
+    rung = bool(select.select([bell], [], [], 0)[0])
+    bell.drain()
+    return rung
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{}, {"key": b"k"}, {"key": "k", "value": None}, {"partition": 2}, {"headers": [("a", b"b"), ("c", None)]}],
+)
+def test_the_native_step_leaves_what_the_steps_one_by_one_leave(
+    record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    for alone in (False, True):
+        with parts() as rig:
+            topic = _used_topic(rig)
+            if alone:
+                monkeypatch.delattr(type(rig.accumulator), "seal")
+            else:
+                rig.sender.fast_lane = FastLane(rig.lock, rig.accumulator.writer, rig.registry.known)
+            rig.control.alarm.forget()
+            before = time.monotonic_ns()
+            whole: dict[str, Any] = {"value": b"v", "timestamp_ms": 17} | record
+            handle = rig.send(**whole)
+            batch = handle._batch
+            assert rig.accumulator.batches[batch.descriptor] is batch
+            assert (batch.topic, batch.watch, handle._index) == (topic, rig.watch, 0)
+            assert before <= batch.created_ns <= time.monotonic_ns()
+            due = rig.control.alarm.due_ns
+            assert due is not None
+            assert before + 1_000_000_000 <= due <= time.monotonic_ns() + 1_000_000_000
+            figures = batch.partition, batch.descriptor, batch.records, batch.bytes, batch.closed, batch.seal_number
+            left.append((figures, batch.limit, topic.under_way, topic.sticky, topic.open, _arena(rig)))
+    assert left[0] == left[1]
+
+
+def test_who_works_on_it_is_rung_unless_a_worker_has_promised_to_look() -> None:
+    with parts() as rig:
+        _used_topic(rig)
+        slot = NETWORK if rig.arena.is_direct else FIRST_WORKER
+        bell = rig.control.bells[slot]
+        bell.drain()
+        assert _send(rig) is not None
+        assert not _is_rung(bell), "it is awake"
+        _finish(rig)
+        rig.control.lie_down(slot)
+        assert _send(rig) is not None
+        assert _is_rung(bell)
+        _finish(rig)
+        if not rig.arena.is_direct:
+            rig.arena.promises.promise(0, 5)
+            assert _send(rig) is not None
+            assert not _is_rung(bell)
+
+
+def _take_descriptors(rig: Parts) -> None:
+    for descriptor in range(rig.arena.geometry.batch_count):
+        rig.arena.batch_states.store(descriptor, DONE)
+
+
+def _wait_in_line(rig: Parts) -> None:
+    rig.sender.line.join(Turn(rig.lock, 1))
+    rig.sender.fast_lane.reserved = 1
+
+
+_REASONS: dict[str, Callable[[Parts], object]] = {
+    "one of its topic is on the way": lambda rig: rig.send(b"x", partition=1),
+    "no descriptor is free": _take_descriptors,
+    "no slab is free": lambda rig: rig.arena.slabs.claim(rig.arena.slabs.count_free(), SLAB_SEALED),
+    "others wait for room": _wait_in_line,
+    "somebody has the lock": lambda rig: rig.lock.acquire(),
+    "the partition has no index": lambda rig: rig.registry.known["t"].partition_indices.clear(),
+    "the producer is closed": lambda rig: setattr(rig.sender.fast_lane, "closed", True),
+}
+
+
+@pytest.mark.parametrize("reason", _REASONS)
+def test_what_cannot_be_done_in_one_step_goes_the_long_way_and_leaves_nothing_behind(reason: str) -> None:
+    with parts() as rig:
+        _used_topic(rig)
+        handle = _send(rig)
+        assert handle is not None
+        assert handle._batch.closed
+        _finish(rig)
+        _REASONS[reason](rig)
+        before, batches = _arena(rig), list(rig.accumulator.batches)
+        states = [rig.arena.batch_states.load(index) for index in range(rig.arena.geometry.batch_count)]
+        assert _send(rig, partition=0) is None
+        assert [rig.arena.batch_states.load(index) for index in range(rig.arena.geometry.batch_count)] == states
+        assert rig.accumulator.batches == batches
+        # Where there was no slab a descriptor has been prepared: nobody looks at one that is free.
+        assert _arena(rig) == before or reason == "no slab is free"
+
+
+def test_a_record_too_large_is_refused_by_the_long_way_and_takes_nothing() -> None:
+    with parts() as rig:
+        _used_topic(rig)
+        assert _send(rig, value=b"x" * (rig.plan.largest_record_bytes + 1)) is None
+        assert set(rig.accumulator.batches) == {None}
+        assert rig.arena.batch_states.tally(1)[FREE] == rig.arena.geometry.batch_count
+
+
+def test_where_records_linger_none_goes_alone() -> None:
+    with parts(linger_ms=1) as rig:
+        topic = _used_topic(rig)
+        assert _send(rig, partition=0) is None
+        assert (topic.open[0], rig.accumulator.lone) == (None, None)
+
+
+# --- results ------------------------------------------------------------------------------------------------
+
+
+class _Taking:
+    """``Arrivals.take_lone`` with what it is called with."""
+
+    def __init__(self, rig: Parts) -> None:
+        self.rig = rig
+        self.taking = Mutex()
+        self.queue = deque[Batch]()
+
+    def __call__(self) -> bool:
+        rig = self.rig
+        return rig.accumulator.arrivals.take_lone(self.taking, rig.lock, rig.sender.line.turns, self.queue)
+
+
+def test_the_result_of_a_batch_that_came_alone_is_taken_in_in_one_step() -> None:
+    with parts() as rig:
+        topic, take = _used_topic(rig), _Taking(rig)
+        delivered = rig.watch.delivered_ever
+        for offset in range(1, 5):
+            batch = _send(rig, partition=1)._batch
+            assert not take(), "it has no result yet"
+            rig.pipeline.deliver_one()
+            assert take()
+            assert batch.outcome == Outcome(None, offset, -1)
+            assert isinstance(batch.outcome, Outcome)
+            assert (take.queue.pop(), len(take.queue), topic.under_way) == (batch, 0, {})
+            assert rig.arena.batch_states.load(batch.descriptor) == REPORTING
+            assert rig.watch.delivered_ever == delivered + offset
+            assert not take(), "it was taken"
+            assert not rig.accumulator.has_results()
+            rig.accumulator.release(batch)
+
+
+def test_who_waits_for_a_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with parts() as rig:
+        _used_topic(rig)
+        take, told = _Taking(rig), list[bool]()
+        monkeypatch.setattr(rig.watch, "tell_all", lambda: told.append(True))
+        for waiting in (0, 1):
+            rig.watch.waiting = waiting
+            _send(rig)
+            rig.pipeline.deliver_one()
+            assert take()
+            assert len(told) == waiting
+
+
+def _send_another(rig: Parts) -> None:
+    rig.send(b"x", partition=0)
+    rig.accumulator.seal_all()
+
+
+_NOT_ALONE: dict[str, Callable[[_Taking, Batch], object]] = {
+    "it was refused": lambda take, _: setattr(take.rig.pipeline, "fate", refused),
+    "another one is on the way": lambda take, _: _send_another(take.rig),
+    "one is held": lambda take, batch: take.rig.accumulator._held.update({0: batch}),
+    "others wait for room": lambda take, _: _wait_in_line(take.rig),
+    "results are being taken": lambda take, _: take.taking.acquire(),
+    "somebody has the lock": lambda take, _: take.rig.lock.acquire(),
+    "batches of its topic may grow": lambda _, batch: setattr(batch.topic, "batch_limit", 100),
+    "it was split": lambda _, batch: setattr(batch, "pieces", []),
+}
+
+
+@pytest.mark.parametrize("reason", _NOT_ALONE)
+def test_a_result_of_which_more_is_to_be_said_is_left_to_the_other_way(reason: str) -> None:
+    with parts() as rig:
+        topic, take = _used_topic(rig), _Taking(rig)
+        batch = _send(rig, partition=1)._batch
+        _NOT_ALONE[reason](take, batch)
+        rig.pipeline.deliver_one()
+        before, under_way, delivered = _arena(rig), dict(topic.under_way), rig.watch.delivered_ever
+        assert rig.accumulator.has_results()
+        assert not take()
+        assert (_arena(rig), topic.under_way, rig.watch.delivered_ever) == (before, under_way, delivered)
+        assert (batch.outcome, len(take.queue)) == (None, 0)
+
+
+def test_of_two_on_the_way_neither_is_taken_before_the_other_in_this_way() -> None:
+    with parts() as rig:
+        _used_topic(rig)
+        take = _Taking(rig)
+        first, second = _send(rig, partition=0)._batch, rig.send(b"x", partition=0)._batch
+        rig.accumulator.seal_all()
+        rig.pipeline.deliver_one()
+        rig.pipeline.deliver_one()
+        assert not take()
+        assert rig.accumulator.take_done() == [first, second]
+        third = _send(rig, partition=0)._batch
+        rig.pipeline.deliver_one()
+        assert take()
+        assert list(take.queue) == [third]
