@@ -175,6 +175,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
 
 cdef extern from "Python.h":
+    bint PyGC_Disable()
+    bint PyGC_Enable()
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     ctypedef struct PyObject:
         pass

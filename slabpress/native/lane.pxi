@@ -150,7 +150,7 @@ cdef class FastLane:
 
     cdef DeliveryHandle append_alone(self, TopicLanes topic, Py_ssize_t partition, const Bytes *value, const Bytes *key,
                                      const Headers *headers, int64_t timestamp):
-        """The way of a record whose partition has no open batch. With the lock: to make a batch may collect garbage."""
+        """The way of a record whose partition has no open batch. With the lock, for what follows the ring may take memory."""
         if self.lone is None or self.reserved > 0 or not self.mutex.try_lock():
             return None
         try:

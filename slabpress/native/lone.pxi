@@ -64,7 +64,7 @@ cdef class LoneLane:
         if descriptor < 0:
             return None
         now_ns = sp_monotonic_ns()
-        batch = self.kind(descriptor, partition, topic, now_ns, self.watch)
+        batch = self.make(descriptor, partition, topic, now_ns)
         batch.limit = topic.batch_limit
         self.opening.open_for(batch, index)
         if self.writer.write(batch, key, value, headers, timestamp) <= 0:
@@ -80,3 +80,13 @@ cdef class LoneLane:
             topic.stick_elsewhere(self.rng)
         self.alarm.bring_forward(now_ns + self.nudge_ns, True)
         return handle_of(batch)
+
+    cdef OpenBatch make(self, Py_ssize_t descriptor, Py_ssize_t partition, TopicLanes topic, int64_t now_ns):
+        """A batch, without a collection of garbage: a ``__del__`` might change the user's headers, which are found already.
+        """
+        cdef bint collects = PyGC_Disable()
+        try:
+            return self.kind(descriptor, partition, topic, now_ns, self.watch)
+        finally:
+            if collects:
+                PyGC_Enable()

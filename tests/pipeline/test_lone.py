@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import select
 import time
 from collections import deque
@@ -155,6 +156,35 @@ def test_a_record_too_large_is_refused_by_the_long_way_and_takes_nothing() -> No
         assert _send(rig, value=b"x" * (rig.plan.largest_record_bytes + 1)) is None
         assert set(rig.accumulator.batches) == {None}
         assert rig.arena.batch_states.tally(1)[FREE] == rig.arena.geometry.batch_count
+
+
+def test_garbage_that_changes_the_headers_is_not_collected_between_their_finding_and_their_writing() -> None:
+    """Python 3.11 collects wherever it allocates."""
+    headers = [("name", bytes([118] * 40))]  # nobody else has these bytes
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            headers.clear()
+            other.extend(b"%040d" % number for number in range(1000))
+
+    other: list[bytes] = []
+    with parts() as rig:
+        _used_topic(rig)
+        thresholds, append = gc.get_threshold(), rig.sender.fast_lane.append
+        gc.collect()
+        Cycle()
+        gc.set_threshold(1)  # nothing is allocated from here on but by the call
+        try:
+            handle = append("t", b"v", None, headers, None, 17)
+        finally:
+            gc.set_threshold(*thresholds)
+        assert handle is not None
+        delivered = rig.pipeline.deliver_one()
+        assert delivered is not None
+        assert delivered.records[0].headers == (("name", b"v" * 40),)
 
 
 def test_where_records_linger_none_goes_alone() -> None:
