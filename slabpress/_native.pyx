@@ -204,6 +204,9 @@ STOPPED_NOT_OPEN = 3
 STOPPED_TOO_LARGE = 4
 PAUSED = 5
 
+# What a topic's batches may hold as long as the broker has found none too large.
+NO_LIMIT = INT64_MAX
+
 include "native/memory.pxi"
 include "native/sleeper.pxi"
 include "native/ringer.pxi"

@@ -1,5 +1,10 @@
 # An open batch's write cursor, and which record of which batch a handle means.
 
+cdef enum:
+    # So many callbacks are run before others may have the interpreter.
+    CALLBACKS_AT_ONCE = 1024
+
+
 cdef struct Asked:
     # Consecutive records that share a callback.
     uint32_t first
@@ -117,8 +122,14 @@ cdef class OpenBatch:
         return PyList_GET_SIZE(self.callbacks)
 
     def ask(self, uint32_t index, callback):
-        """Take note of a callback for a record."""
+        """Take note of a callback for a record; False, with nothing noted, for a batch that has its outcome.
+
+        One step: whoever sets the outcome looks at the callbacks after that, and may do so between two of Python's.
+        """
+        if self.outcome is not None:
+            return False
         self.take_note(index, callback)
+        return True
 
     cdef int take_note(self, uint32_t index, object callback) except -1:
         cdef Py_ssize_t count = PyList_GET_SIZE(self.callbacks)
@@ -157,8 +168,11 @@ cdef class OpenBatch:
         cdef Py_ssize_t index
         cdef DeliveryHandle handle
         for index in range(first, after):
-            if self.watch.forked:
+            if self.watch is not None and self.watch.forked:
                 return 0
+            if (index - first) % CALLBACKS_AT_ONCE == CALLBACKS_AT_ONCE - 1:
+                with nogil:  # a callback that is no Python function never looks whether others want the interpreter
+                    pass
             handle = DeliveryHandle.__new__(DeliveryHandle)
             handle._batch = self
             handle._index = index

@@ -67,19 +67,29 @@ cdef class LoneLane:
         batch = self.make(descriptor, partition, topic, now_ns)
         batch.limit = topic.batch_limit
         self.opening.open_for(batch, index)
-        if self.writer.write(batch, key, value, headers, timestamp) <= 0:
-            self.opening.undo(batch)  # the long way says why
-            return None
+        if not self.write(batch, value, key, headers, timestamp):
+            return None  # the long way says why
         self.batches[descriptor] = batch
         self.writer.publish(batch, self.slab_state, self.batch_state, self.sealing)
-        if self.promises is None or not self.promises.cover_new():
+        if self.promises is None or not self.promises.is_new_covered():
             self.ringer.ring_first()
         # The rest of the books comes after the ring: nobody looks at them before the lock is given back.
         topic.under_way[partition] = 1
         if topic.sticky == partition:
-            topic.stick_elsewhere(self.rng)
+            topic.choose_sticky(self.rng)
         self.alarm.bring_forward(now_ns + self.nudge_ns, True)
         return handle_of(batch)
+
+    cdef bint write(self, OpenBatch batch, const Bytes *value, const Bytes *key, const Headers *headers,
+                    int64_t timestamp) except -1:
+        """Whether the batch has the record; if not, it is none any more."""
+        cdef bint written = False
+        try:
+            written = self.writer.write(batch, key, value, headers, timestamp) > 0
+        finally:
+            if not written:
+                self.opening.undo(batch)
+        return written
 
     cdef OpenBatch make(self, Py_ssize_t descriptor, Py_ssize_t partition, TopicLanes topic, int64_t now_ns):
         """A batch, without a collection of garbage: a ``__del__`` might change the user's headers, which are found already.

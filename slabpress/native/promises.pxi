@@ -77,6 +77,9 @@ cdef class Promises:
 
         Whoever takes that one, or makes room for it, looks at what is behind it.
         """
+        return self.is_new_covered()
+
+    cdef bint is_new_covered(self) except -1:
         cdef uint64_t head, tail
         sp_fence()
         head = sp_load64(self.memory.at(self.head_at, 8))

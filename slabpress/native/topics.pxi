@@ -24,16 +24,20 @@ cdef class TopicLanes:
         self.partition_indices = {}
         self.batch_limit = INT64_MAX
 
-    cpdef stick_elsewhere(self, rng):
+    def stick_elsewhere(self, rng):
         """Choose another partition for keyless records: of two at random, the one with fewer batches under way.
 
         So a slow broker's partitions get fewer records (KIP-794), without a look at all the others.
         """
+        self.choose_sticky(rng)
+
+    cdef int choose_sticky(self, rng) except -1:
         cdef Py_ssize_t some, other, count = PyList_GET_SIZE(self.open)
         if count > 1:
             some = (self.sticky + 1 + <Py_ssize_t>(<double>rng.random() * (count - 1))) % count
             other = (self.sticky + 1 + <Py_ssize_t>(<double>rng.random() * (count - 1))) % count
             self.sticky = <int32_t>(some if self.count_under_way(some) <= self.count_under_way(other) else other)
+        return 0
 
     cdef int64_t count_under_way(self, Py_ssize_t partition) except -1:
         return self.under_way.get(partition, 0)

@@ -1,6 +1,7 @@
 """Open batches: where records gather until their batch is full, has lingered, is flushed, or room is short.
 
-Pure but for the arena's memory: no threads, no clock of its own. The caller holds the producer's lock.
+Pure but for the arena's memory: no threads, no clock of its own (its ``lone`` lane has one). The caller holds the
+producer's lock.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ class Accumulator:
         control: whom to wake when a batch is sealed.
         watch: what handles of its batches wait on.
         rng: chooses the next partition for keyless records.
+
+    Attributes:
+        writer: writes records into batches.
+        batches: by descriptor, the batches in use, or None.
+        arrivals: takes the batches that have a result.
+        lone: the way of records that find nothing of their topic on the way; None where they are to linger.
     """
 
     def __init__(
@@ -131,7 +138,6 @@ class Accumulator:
             watch,
             Outcome,
         )
-        # The way of records that find nothing of their topic on the way; where they are to linger there is none.
         self.lone = self._lone_lane() if linger_ns == 0 else None
 
     def _lone_lane(self) -> LoneLane:

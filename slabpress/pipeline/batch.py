@@ -135,11 +135,7 @@ class Batch(OpenBatch):
         if self.outcome is None:
             self.watch.check_not_forked()
         self.watch.start_callbacks()
-        with self.watch.changed:
-            if self.outcome is not None:
-                return False
-            self.ask(index, callback)
-            return True
+        return self.ask(index, callback)
 
     def describe(self, handle: DeliveryHandle) -> str:
         """DeliveryHandle.__repr__."""

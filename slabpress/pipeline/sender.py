@@ -49,7 +49,6 @@ class Sender:
         lock: the producer's lock: guards the accumulator, the topics and the line.
         fast_lane: the native way of records that need not wait.
         lookup: finds topics.
-        nudge_ns: so long after a batch was opened the coordinator looks around, at the latest.
         refusal: makes the error that every call gets once the producer is closed, broken or forked; None
             while it is usable.
     """
@@ -69,7 +68,6 @@ class Sender:
         self.line = RoomLine(lock, pressure.must_wait)
         self._turns = self.line.turns
         self.fast_lane = FastLane(lock, accumulator.writer, topics.known, accumulator.lone)
-        self.nudge_ns = NUDGE_NS
         self.refusal: Callable[[], SlabpressError] | None = None
         self._max_block_ms = config.max_block_ms
         self._buffer_memory = config.buffer_memory
@@ -184,23 +182,23 @@ class Sender:
             may_seal: False where the caller goes on with it.
 
         Sealed here, not by the coordinator's thread: that costs a wake-up, and a wait for the interpreter's lock, on
-        the way of every record that comes alone. Of those that come faster than acknowledgements only the first goes
-        like this; the rest gather until the coordinator comes by.
+        the way of every record that comes alone, of which most go a shorter way still (native/lone.pxi). Of those that
+        come faster than acknowledgements only the first goes like this; the rest gather until the coordinator comes by.
 
         Otherwise the coordinator's alarm is set for the only open batch's first record, if it would sleep past its
         linger time. Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line
         would be called, open one and ring for ever (95 % of a core while acknowledgements were stopped).
 
-        It looks around within ``nudge_ns`` in any case, and keeps a timer then: whoever seals the batch, nobody else
+        It looks around within ``NUDGE_NS`` in any case, and keeps a timer then: whoever seals the batch, nobody else
         would make up for a ring that goes to a stopped process.
         """
         if may_seal and self._accumulator.lingers_not and not batch.topic.under_way:
             self._accumulator.seal(batch)
-            self._alarm.set(time.monotonic_ns() + self.nudge_ns)
+            self._alarm.set(time.monotonic_ns() + NUDGE_NS)
         elif self._accumulator.lingering == 1:
             due_ns = self._accumulator.next_linger_ns()
             if due_ns is not None:
-                self._alarm.set(min(due_ns, time.monotonic_ns() + self.nudge_ns))
+                self._alarm.set(min(due_ns, time.monotonic_ns() + NUDGE_NS))
 
     def open_batch(self, topic: Topic, partition: int | None) -> Batch | None:
         """The partition's open batch, opened if need be; None while no descriptor is free.

@@ -14,7 +14,6 @@ from slabpress.pipeline.batch import Batch
 from slabpress.shm.topics import TopicAnswer, TopicTable
 
 TOPIC_NAME_MAX: Final = 249
-NO_LIMIT: Final = 2**63 - 1
 # A topic that did not turn up is asked for this long after its last waiter has left.
 _ASKED_FOR_S: Final = 60.0
 _LEGAL_NAME: Final = re.compile(r"[a-zA-Z0-9._-]+")

@@ -17,7 +17,7 @@ from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, Config
 from confluent_kafka.admin._resource import ResourceType
 
 from slabpress import DeliveryError, DeliveryHandle, Producer
-from slabpress.pipeline.topics import NO_LIMIT
+from slabpress._native import NO_LIMIT
 from tests.support.kafka import KafkaCluster, read_back
 from tests.support.kafka_install import admin_client, wait_until
 from tests.support.reference_batch import java_partition

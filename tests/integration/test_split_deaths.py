@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from slabpress import Producer
-from slabpress.pipeline.topics import NO_LIMIT
+from slabpress._native import NO_LIMIT
 from slabpress.shm.control import FIRST_WORKER, NETWORK
 from slabpress.shm.states import COMPRESSING, PROCESS_RUNNING
 from tests.integration.test_split import (

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import select
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
-from slabpress._native import FastLane, Mutex
+from slabpress._native import DeliveryHandle, FastLane, Mutex
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.outcomes import Outcome
 from slabpress.pipeline.room import Turn
@@ -20,7 +22,7 @@ from slabpress.shm import layout as at
 from slabpress.shm.control import FIRST_WORKER, NETWORK
 from slabpress.shm.doorbell import Doorbell
 from slabpress.shm.states import DONE, FREE, REPORTING, SLAB_SEALED
-from tests.pipeline.instant import Parts, parts, refused
+from tests.pipeline.instant import Parts, Rig, parts, refused, until
 
 
 def _send(rig: Parts, **record: Any) -> Any:
@@ -287,3 +289,35 @@ def test_of_two_on_the_way_neither_is_taken_before_the_other_in_this_way() -> No
         rig.pipeline.deliver_one()
         assert take()
         assert list(take.queue) == [third]
+
+
+def _lines_of(function: Any) -> list[int]:
+    code: CodeType = function.__code__
+    return sorted({line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno})
+
+
+@pytest.mark.parametrize("line", _lines_of(Batch._ask_for))
+def test_a_callback_that_is_asked_for_while_the_result_comes_runs_once(line: int) -> None:
+    """The result is taken in by the callback thread before each line of what notes the callback."""
+    with Rig({"t": 1}) as rig:
+        rig.send("t", b"first", on_delivery=lambda _: None)
+        rig.flush()
+        rig.thread.hold()
+        handle, called = rig.send("t", b"v"), list[DeliveryHandle]()
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            if frame.f_code is not Batch._ask_for.__code__:
+                return None
+            if event == "line" and frame.f_lineno == line:
+                rig.thread.resume()
+                until(lambda: handle._batch.finished)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            handle.add_done_callback(called.append)
+        finally:
+            sys.settrace(None)
+        rig.thread.resume()
+        rig.flush()
+        assert called == [handle]

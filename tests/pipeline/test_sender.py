@@ -478,9 +478,11 @@ def test_without_linger_a_call_of_many_records_fills_its_batches() -> None:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_the_coordinator_is_rung_for_a_batch_only_if_it_would_sleep_past_its_linger_time(many: bool) -> None:
+def test_the_coordinator_is_rung_for_a_batch_only_if_it_would_sleep_past_its_linger_time(
+    many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slabpress.pipeline.sender.NUDGE_NS", 3600 * 1_000_000_000)
     with parts(linger_ms=60_000) as rig:
-        rig.sender.nudge_ns = 3600 * 1_000_000_000
         rig.topic("t", 3)
         rig.control.lie_down(COORDINATOR)
         for partition, turn_in_s, is_rung in ((0, 30.0, False), (1, 90.0, True), (2, 0.0, False)):

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from slabpress._native import DeliveryHandle
+from slabpress._native import NO_LIMIT, DeliveryHandle
 from slabpress.errors import DeliveryError, FlushTimeoutError
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.outcomes import Delivery, Outcome, Piece
-from slabpress.pipeline.topics import NO_LIMIT, Topic
+from slabpress.pipeline.topics import Topic
 from slabpress.pipeline.watch import Watch
 from slabpress.shm.control import FIRST_WORKER
 from slabpress.shm.states import PARTIAL, READY
