@@ -149,7 +149,8 @@ def give_this_thread_a_core() -> None:
     this = int(Path("/proc/thread-self").readlink().name)
     first, others = split_cpus(os.sched_getaffinity(os.getppid()) | os.sched_getaffinity(0) | _all_cpus())
     for task in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(task.name), {first} if int(task.name) == this else others)
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            os.sched_setaffinity(int(task.name), {first} if int(task.name) == this else others)
 
 
 def split_cpus(cpus: set[int]) -> tuple[int, set[int]]:
