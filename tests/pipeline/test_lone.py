@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import select
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from slabpress.shm import layout as at
 from slabpress.shm.control import FIRST_WORKER, NETWORK
 from slabpress.shm.doorbell import Doorbell
 from slabpress.shm.states import DONE, FREE, REPORTING, SLAB_SEALED
-from tests.pipeline.instant import Parts, Rig, parts, refused, until
+from tests.pipeline.instant import Parts, Rig, open_with_a_record, parts, refused, until
 
 
 def _send(rig: Parts, **record: Any) -> Any:
@@ -321,3 +322,34 @@ def test_a_callback_that_is_asked_for_while_the_result_comes_runs_once(line: int
         rig.thread.resume()
         rig.flush()
         assert called == [handle]
+
+
+def test_a_callback_that_is_no_python_function_lets_others_have_the_interpreter() -> None:
+    """It never looks whether anybody wants it, and a batch may have a hundred thousand records."""
+    with parts(batch_size=16 * 1024) as rig:
+        topic = rig.topic("t", 1)
+        batch = open_with_a_record(rig, topic, 0)
+        while rig.accumulator.writer.append(batch, None, b"", None, 0) > 0:
+            pass
+        called, seen, over = list[DeliveryHandle](), set[int](), threading.Event()
+
+        def look() -> None:
+            while not over.is_set():
+                seen.add(len(called))
+
+        interval, thread = sys.getswitchinterval(), threading.Thread(target=look)
+        thread.start()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(20_000):  # whether it gets it, when it may, is the system's to say
+                batch.run_for_all(called.append)
+                if 1023 in seen:
+                    break
+                seen.clear()
+                called.clear()
+        finally:
+            sys.setswitchinterval(interval)
+            over.set()
+            thread.join()
+        assert batch.records > 1024
+        assert 1023 in seen
