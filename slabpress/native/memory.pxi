@@ -5,6 +5,7 @@ cdef enum:
     WORDS_AT_ONCE = 128
 
 
+@cython.final
 cdef class Memory:
     """The shared mapping, as words.
 
@@ -31,7 +32,7 @@ cdef class Memory:
             self.size = 0
             PyBuffer_Release(&self.view)
 
-    cdef char *at(self, Py_ssize_t offset, Py_ssize_t length) except NULL:
+    cdef inline char *at(self, Py_ssize_t offset, Py_ssize_t length) except NULL:
         if self.base == NULL:
             raise ValueError("the arena was released")
         if offset < 0 or length < 0 or length > self.size or offset > self.size - length:
@@ -81,6 +82,7 @@ cdef class Memory:
         return PyMemoryView_FromMemory(self.at(offset, length), length, PyBUF_WRITE)
 
 
+@cython.final
 cdef class Words:
     """A table of 32-bit state words.
 
@@ -100,7 +102,7 @@ cdef class Words:
         self.offset = offset
         self.count = count
 
-    cdef char *word(self, Py_ssize_t index) except NULL:
+    cdef inline char *word(self, Py_ssize_t index) except NULL:
         if index < 0 or index >= self.count:
             raise IndexError(f"word {index} of {self.count}")
         return self.memory.at(self.offset + 4 * index, 4)
@@ -168,6 +170,7 @@ cdef class Words:
         return [counts[index] for index in range(min(values, 256))]
 
 
+@cython.final
 cdef class Blocks:
     """Fixed-size blocks (slabs or output buffers) that are chained through a table of next indices.
 

@@ -38,6 +38,9 @@ cdef class Watch:
 
     def has_news(self):
         """Whether there are orders, or news of an arena."""
+        return self.any_news()
+
+    cdef bint any_news(self) except -1:
         if sp_load64(self.memory.at(self.orders_at, 8)) != self.orders:
             return True
         for inbox in self.inboxes:
@@ -49,7 +52,7 @@ cdef class Watch:
         """Say "I sleep", then look whether there is news: whoever makes some after the look rings."""
         sp_store32(self.memory.at(self.sleeping_at, 4), 1)
         sp_fence()
-        return self.has_news()
+        return self.any_news()
 
     def get_up(self):
         """Say "I am awake"."""

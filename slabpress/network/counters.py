@@ -9,7 +9,6 @@ from slabpress.shm.layout import CONNECTIONS_MOST_AT, NETWORK_COUNTERS, NETWORK_
 
 _COUNTER_AT: Final = {name: NETWORK_COUNTERS_AT + 8 * place for place, name in enumerate(NETWORK_COUNTERS)}
 _REQUESTS_AT: Final = _COUNTER_AT["requests"]
-_REQUEST_BYTES_AT: Final = _COUNTER_AT["request_bytes"]
 
 
 class Counters:
@@ -28,8 +27,7 @@ class Counters:
 
     def count_request(self, size: int) -> None:
         """A request of so many bytes, with batches of this arena, goes out."""
-        self._memory.add_u64(_REQUESTS_AT, 1)
-        self._memory.add_u64(_REQUEST_BYTES_AT, size)
+        self._memory.add_all(_REQUESTS_AT, 1, size)  # request_bytes comes next
 
     def read(self, counter: str) -> int:
         """What a counter has come to, by this process and those before it."""
