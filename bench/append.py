@@ -142,10 +142,10 @@ WAYS: dict[str, Callable[[Producer, Data], None]] = {
 }
 
 
-def run_warm(way: Callable[[Producer, Data], None], data: Data) -> float:
+def run_warm(way: Callable[[Producer, Data], None], data: Data, settings: dict[str, Any]) -> float:
     """Nanoseconds a record of one way, over a chunk that is sent many times."""
     took = 0
-    with _producer() as producer:
+    with _producer(**settings) as producer:
         for repetition in range(CHUNKS + 1):
             start = time.perf_counter_ns()
             way(producer, data)
@@ -154,10 +154,10 @@ def run_warm(way: Callable[[Producer, Data], None], data: Data) -> float:
     return took / CHUNKS / len(data.values)
 
 
-def run_cold(way: Callable[[Producer, Data], None], data: Data) -> float:
+def run_cold(way: Callable[[Producer, Data], None], data: Data, settings: dict[str, Any]) -> float:
     """Nanoseconds a record of one way, into an arena with room for all."""
     room = 4 * len(data.values) * (RECORD_BYTES + 100)  # half of an arena is slabs
-    with _producer(buffer_memory=max(room, 64 << 20)) as producer:
+    with _producer(buffer_memory=max(room, 64 << 20), **settings) as producer:
         start = time.perf_counter_ns()
         way(producer, data)
         took = time.perf_counter_ns() - start
@@ -187,15 +187,15 @@ def copy_bytes(data: Data, repetitions: int) -> float:
         return (time.perf_counter_ns() - start) / repetitions / len(data.values)
 
 
-def measure(records: int, rounds: int) -> list[dict[str, Any]]:
+def measure(records: int, rounds: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Every way, ``rounds`` times, one after the other in turn."""
     chunk, all_of_them = make_data(CHUNK), make_data(records)
     warm: dict[str, list[float]] = {name: [] for name in (*WAYS, "memcpy")}
     cold: dict[str, list[float]] = {name: [] for name in (*WAYS, "memcpy")}
     for _ in range(rounds):
         for name, way in WAYS.items():
-            warm[name].append(run_warm(way, chunk))
-            cold[name].append(run_cold(way, all_of_them))
+            warm[name].append(run_warm(way, chunk, settings))
+            cold[name].append(run_cold(way, all_of_them, settings))
         copy_bytes(chunk, 1)
         warm["memcpy"].append(copy_bytes(chunk, CHUNKS))
         cold["memcpy"].append(copy_bytes(all_of_them, 1))
@@ -225,10 +225,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer records, three rounds")
     parser.add_argument("--records", type=int, default=100_000, help="records of each cold run")
     parser.add_argument("--rounds", type=int, default=9, help="runs of each way")
+    parser.add_argument("--batch-size", type=int, help="bytes of a batch, if not the default")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     records, rounds = (30_000, 3) if options.quick else (options.records, options.rounds)
-    rows = measure(records, rounds)
+    settings = {"batch_size": options.batch_size} if options.batch_size else {}
+    rows = measure(records, rounds, settings)
     print(
         f"JSON records of {RECORD_BYTES} bytes, keys of 8, {PARTITIONS} partitions, in the thread that sends, no other"
     )
@@ -237,8 +239,9 @@ def main() -> None:
         f"warm: {CHUNK} records {CHUNKS} times, slabs reused: all in the second-level cache, if it has 2 MiB or more."
     )
     print(f"cold: {records} distinct records once, an arena with room for all: in no cache of a core. GB/s is of warm.")
+    print(f"settings: {settings or 'the defaults'}")
     print(table_of(rows))
-    write_json(options.json, {"records": records, "rounds": rounds, "rows": rows})
+    write_json(options.json, {"records": records, "rounds": rounds, "settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -300,7 +300,9 @@ class Arrivals:
     def take_all(self) -> list[int]: ...
     def take_lone(self, taking: Mutex, lock: Mutex, turns: Sized, queue: deque[Any]) -> bool: ...
 
-class LoneLane:
+class OpenBatches:
+    lingering: dict[int, Any]
+    held: dict[int, Any]
     def __init__(
         self,
         writer: RecordWriter,
@@ -314,15 +316,19 @@ class LoneLane:
         promises: Promises | None,
         ringer: Ringer,
         alarm: Alarm,
+        linger_ns: int,
         nudge_ns: int,
         rng: random.Random,
     ) -> None: ...
+    def open(self, topic: TopicLanes, partition: int, partition_index: int, now_ns: int) -> Any: ...
+    def seal(self, batch: OpenBatch) -> None: ...
+    def expect_linger(self, now_ns: int) -> None: ...
 
 class FastLane:
     closed: bool
     reserved: int
     def __init__(
-        self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any], lone: LoneLane | None = None
+        self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any], batches: OpenBatches | None = None
     ) -> None: ...
     def append(
         self,
@@ -504,7 +510,13 @@ class Source:
     taken: int
     def is_done(self) -> bool: ...
     def append(
-        self, writer: RecordWriter, topic: TopicLanes, partition: int, call: int, touched: list[Any]
+        self,
+        writer: RecordWriter,
+        topic: TopicLanes,
+        partition: int,
+        call: int,
+        touched: list[Any],
+        batches: OpenBatches | None = None,
     ) -> tuple[int, int, bool]: ...
     def close(self) -> None: ...
 

@@ -62,7 +62,7 @@ cdef class Source:
         return not self.ready()
 
     def append(self, RecordWriter writer not None, TopicLanes topic not None, int32_t partition, uint64_t call,
-               list touched not None):
+               list touched not None, OpenBatches batches=None):
         """Append records until one does not fit, or for RUN_BYTES.
 
         Args:
@@ -72,6 +72,7 @@ cdef class Source:
                 topic's sticky partition.
             call: a number that no other call has.
             touched: gets every batch that this call writes to, with the index of the first record that it wrote there.
+            batches: seals what is full and opens what comes next; None: the caller does, where it stopped.
 
         Returns:
             (why it stopped, the partition it stopped at, whether that is the sticky one).
@@ -107,7 +108,8 @@ cdef class Source:
                     target = topic.sticky
                 if target >= partitions:
                     raise IndexError(f"partition {target} of {partitions}")
-                if <object>PyList_GET_ITEM(topic.open, target) is None:
+                if <object>PyList_GET_ITEM(topic.open, target) is None and (
+                        batches is None or not batches.open_next(topic, target)):
                     return STOPPED_NOT_OPEN, target, sticky
                 batch = <OpenBatch?><object>PyList_GET_ITEM(topic.open, target)
                 if self.headed:
@@ -116,6 +118,9 @@ cdef class Source:
                 if self.stamped and self.stamps[place] != NOW:
                     timestamp = self.stamps[place]
                 size = writer.write(batch, key, &self.values[place], headers, timestamp)
+                if size == 0 and batches is not None:
+                    batches.seal_one(batch)
+                    continue
                 if size <= 0:
                     if size == 0:
                         return STOPPED_BATCH_FULL, target, sticky
@@ -123,8 +128,7 @@ cdef class Source:
                 self.pass_on(1)
                 if batch.last_call != call:
                     batch.last_call = call
-                    touched.append((batch, batch.records - 1))
-                    self.code_ran()  # a tuple was made: the garbage collector may have run
+                    note_touched(touched, batch)
                 written += size
                 if alike and self.place < self.filled:
                     before = batch.bytes
@@ -133,6 +137,17 @@ cdef class Source:
                 if written >= RUN_BYTES:
                     return PAUSED, target, sticky
         return ALL_APPENDED, target, sticky
+
+
+cdef int note_touched(list touched, OpenBatch batch) except -1:
+    """The batch, and its last record, without a collection of garbage: what was found in objects is found still."""
+    cdef bint collects = PyGC_Disable()
+    try:
+        touched.append((batch, batch.records - 1))
+    finally:
+        if collects:
+            PyGC_Enable()
+    return 0
 
 
 cdef inline Py_ssize_t place_of(const char *key, Py_ssize_t size, Py_ssize_t partitions) noexcept nogil:

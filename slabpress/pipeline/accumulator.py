@@ -1,7 +1,7 @@
 """Open batches: where records gather until their batch is full, has lingered, is flushed, or room is short.
 
-Pure but for the arena's memory: no threads, no clock of its own (its ``lone`` lane has one). The caller holds the
-producer's lock.
+Pure but for the arena's memory: no threads, and no clock of its own but where ``OpenBatches`` opens batches by itself.
+The caller holds the producer's lock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import random
 from typing import Final
 
-from slabpress._native import Arrivals, LoneLane, OpeningPoint, RecordWriter, SealPoint
+from slabpress._native import Arrivals, OpenBatches, OpeningPoint, RecordWriter, SealPoint
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.outcomes import Outcome
 from slabpress.pipeline.topics import Topic
@@ -62,7 +62,7 @@ class Accumulator:
         writer: writes records into batches.
         batches: by descriptor, the batches in use, or None.
         arrivals: takes the batches that have a result.
-        lone: the way of records that find nothing of their topic on the way; None where they are to linger.
+        open_batches: opens and seals them; the native ways do so by themselves.
     """
 
     def __init__(
@@ -76,9 +76,6 @@ class Accumulator:
     ) -> None:
         self._arena = arena
         self._linger_ns = linger_ns
-        self._control = control
-        self._watch = watch
-        self._rng = rng
         self._topics = TopicTable(arena)
         self._splits = Splits(arena)
         self._opening_point = OpeningPoint(
@@ -92,7 +89,7 @@ class Accumulator:
             at.CREATED_AT,
             at.PARTITION_INDEX_AT,
         )
-        self._seal_point = SealPoint(
+        seal_point = SealPoint(
             arena.memory,
             at.SEAL_TAIL_AT,
             arena.seal_ring,
@@ -101,10 +98,7 @@ class Accumulator:
             at.COORDINATOR_COUNTERS_AT,
             at.FIRST_OUTPUT_AT if arena.is_direct else -1,
         )
-        self._sealed_states = (SLAB_READY, READY) if arena.is_direct else (SLAB_SEALED, SEALED)
         self._calls = itertools.count(1)
-        self._open: dict[int, Batch] = {}  # by descriptor, oldest first: all linger equally long
-        self._held: dict[int, Batch] = {}  # those that have lingered and stay open, see _UNDER_WAY_ENOUGH
         self.batches: list[Batch | None] = [None] * arena.geometry.batch_count
         self.writer = RecordWriter(
             arena.memory,
@@ -121,6 +115,23 @@ class Accumulator:
             plan.batch_bytes,
             plan.largest_record_bytes,
         )
+        self.open_batches = OpenBatches(
+            self.writer,
+            self._opening_point,
+            seal_point,
+            *((SLAB_READY, READY) if arena.is_direct else (SLAB_SEALED, SEALED)),
+            Batch,
+            self.batches,
+            watch,
+            None if arena.is_direct else arena.promises,
+            control.ringer((NETWORK,) if arena.is_direct else control.workers),
+            control.alarm,
+            linger_ns,
+            NUDGE_NS,
+            rng,
+        )
+        self._open: dict[int, Batch] = self.open_batches.lingering
+        self._held: dict[int, Batch] = self.open_batches.held  # see _UNDER_WAY_ENOUGH
         self.arrivals = Arrivals(
             arena.memory,
             arena.batch_states,
@@ -138,24 +149,6 @@ class Accumulator:
             watch,
             Outcome,
         )
-        self.lone = self._lone_lane() if linger_ns == 0 else None
-
-    def _lone_lane(self) -> LoneLane:
-        arena, control = self._arena, self._control
-        return LoneLane(
-            self.writer,
-            self._opening_point,
-            self._seal_point,
-            *self._sealed_states,
-            Batch,
-            self.batches,
-            self._watch,
-            None if arena.is_direct else arena.promises,
-            control.ringer((NETWORK,) if arena.is_direct else control.workers),
-            control.alarm,
-            NUDGE_NS,
-            self._rng,
-        )
 
     def next_call(self) -> int:
         """A number for one send_many() call."""
@@ -169,63 +162,18 @@ class Accumulator:
         )
 
     @property
-    def open_batches(self) -> int:
-        """How many batches are open."""
-        return len(self._open) + len(self._held)
-
-    @property
     def lingers_not(self) -> bool:
         """Whether a batch is to be sealed as soon as may be."""
         return self._linger_ns == 0
 
-    @property
-    def lingering(self) -> int:
-        """How many of them wait for the clock."""
-        return len(self._open)
-
     def open_batch(self, topic: Topic, partition: int, partition_index: int, now_ns: int) -> Batch | None:
         """Open a batch for a topic-partition that has none; None while no descriptor is free."""
-        descriptor = self._opening_point.next_free()
-        if descriptor < 0:
-            return None
-        # Known before it is OPEN: whatever a signal handler raises in between, lingering closes it again.
-        batch = Batch(descriptor, partition, topic, now_ns, self._watch)
-        batch.limit = topic.batch_limit
-        self.batches[descriptor] = batch
-        self._open[descriptor] = batch
-        self._opening_point.open(batch, partition_index)
-        topic.open[partition] = batch
+        batch: Batch | None = self.open_batches.open(topic, partition, partition_index, now_ns)
         return batch
 
     def seal(self, batch: Batch) -> None:
-        """Close a batch to further records and give it its place in the order.
-
-        Publishing is one native call; what comes after it may be cut short by what a signal handler raises, and is done
-        again by whoever meets the batch next: a closed batch takes no records. Whoever is to work on it is rung before
-        the bookkeeping: a record that comes alone does not wait for that.
-        """
-        topic = batch.topic
-        if batch.records > 0:
-            is_new = not batch.closed
-            if is_new:
-                self.writer.seal(batch, *self._sealed_states, self._seal_point)
-            self._ring_for_sealed()
-            if is_new:
-                topic.under_way[batch.partition] = topic.under_way.get(batch.partition, 0) + 1
-        if topic.open[batch.partition] is batch:
-            topic.open[batch.partition] = None
-            if topic.sticky == batch.partition:
-                topic.stick_elsewhere(self._rng)
-        self._open.pop(batch.descriptor, None)
-        self._held.pop(batch.descriptor, None)
-        if batch.records == 0:
-            self.release(batch)
-
-    def _ring_for_sealed(self) -> None:
-        if self._arena.is_direct:
-            self._control.wake(NETWORK)
-        elif not self._arena.promises.cover_new():
-            self._control.wake_one_worker()
+        """Close a batch to further records and give it its place in the order; without any it is none any more."""
+        self.open_batches.seal(batch)
 
     def drop_if_empty(self, batch: Batch) -> None:
         """Close a batch without records, unless that was done.
@@ -311,11 +259,10 @@ class Accumulator:
         topic, partition = done.topic, done.partition
         if topic.batch_limit < self.writer.batch_bytes and done.pieces is None:
             topic.batch_limit += 1 + topic.batch_limit // _GROWTH
-        # Not counted, if what a signal handler raised cut its seal short.
-        if (left := topic.under_way.get(partition, 0) - 1) > 0:
+        if (left := topic.under_way[partition] - 1) > 0:
             topic.under_way[partition] = left
         else:
-            topic.under_way.pop(partition, None)
+            del topic.under_way[partition]
         waiting = topic.open[partition]
         if waiting is not None and waiting.descriptor in self._held:
             self.seal(waiting)

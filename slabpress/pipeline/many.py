@@ -14,6 +14,7 @@ from slabpress._native import (
     STOPPED_NOT_OPEN,
     STOPPED_TOO_LARGE,
     ObjectSource,
+    OpenBatches,
     RecordWriter,
 )
 from slabpress.errors import RecordError, RecordTypeError
@@ -42,7 +43,13 @@ class RecordSource(Protocol):
         """Whether all were."""
 
     def append(
-        self, writer: RecordWriter, topic: Topic, partition: int, call: int, touched: list[tuple[Batch, int]]
+        self,
+        writer: RecordWriter,
+        topic: Topic,
+        partition: int,
+        call: int,
+        touched: list[tuple[Batch, int]],
+        batches: OpenBatches | None,
     ) -> tuple[int, int, bool]:
         """Append until something stops it: what, at which partition, and whether that is the sticky one."""
 
@@ -114,6 +121,7 @@ class Many:
             if why in (ALL_APPENDED, PAUSED):
                 return True
             if why == STOPPED_TOO_LARGE:
+                self._opened = topic.open[at_partition]
                 raise self._sender.too_large(topic)
             if why == STOPPED_NOT_OPEN:
                 batch = self._sender.open_batch(topic, None if sticky else at_partition)
@@ -134,7 +142,10 @@ class Many:
             return self._source.taken > before or None
 
     def _append_some(self, topic: Topic) -> tuple[int, int, bool]:
-        """One run of the native loop: why it stopped, at which partition, and whether that is the sticky one."""
+        """One run of the native loop: why it stopped, at which partition, and whether that is the sticky one.
+
+        It goes on from one full batch to the next by itself, unless others wait in line.
+        """
         touched: list[tuple[Batch, int]] = []
         why = -1
         try:
@@ -144,13 +155,14 @@ class Many:
                 -1 if self._partition is None else self._partition,
                 self._accumulator.next_call(),
                 touched,
+                None if self._sender.line.turns else self._accumulator.open_batches,
             )
             return why, at_partition, sticky
         finally:  # a record that is refused leaves those before it on their way
             for batch, first in touched:
                 self._note(batch, first)
                 if first == 0:
-                    self._sender.let_linger(batch, may_seal=why == ALL_APPENDED)
+                    self._sender.let_linger(batch, may_seal=why == ALL_APPENDED and not batch.closed)
 
     def _note(self, batch: Batch, first: int) -> None:
         """The batch's records from the first one on are of this call; others may write to it while this one waits."""

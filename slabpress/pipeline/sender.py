@@ -23,7 +23,7 @@ from slabpress.errors import (
     SlabpressError,
     TooManyTopicsError,
 )
-from slabpress.pipeline.accumulator import NUDGE_NS, Accumulator
+from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.lookup import TopicLookup
 from slabpress.pipeline.pressure import Pressure
@@ -67,14 +67,13 @@ class Sender:
         self.lock = lock
         self.line = RoomLine(lock, pressure.must_wait)
         self._turns = self.line.turns
-        self.fast_lane = FastLane(lock, accumulator.writer, topics.known, accumulator.lone)
+        self.fast_lane = FastLane(lock, accumulator.writer, topics.known, accumulator.open_batches)
         self.refusal: Callable[[], SlabpressError] | None = None
         self._max_block_ms = config.max_block_ms
         self._buffer_memory = config.buffer_memory
         self._max_request_size = config.max_request_size
         self._plan = plan
         self._arena = arena
-        self._alarm = control.alarm
         self._accumulator = accumulator
         self._pressure = pressure
         self._writer = accumulator.writer
@@ -182,8 +181,9 @@ class Sender:
             may_seal: False where the caller goes on with it.
 
         Sealed here, not by the coordinator's thread: that costs a wake-up, and a wait for the interpreter's lock, on
-        the way of every record that comes alone, of which most go a shorter way still (native/lone.pxi). Of those that
-        come faster than acknowledgements only the first goes like this; the rest gather until the coordinator comes by.
+        the way of every record that comes alone, of which most go a shorter way still (native/open_batches.pxi). Of
+        those that come faster than acknowledgements only the first goes like this; the rest gather until the
+        coordinator comes by.
 
         Otherwise the coordinator's alarm is set for the only open batch's first record, if it would sleep past its
         linger time. Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line
@@ -194,11 +194,7 @@ class Sender:
         """
         if may_seal and self._accumulator.lingers_not and not batch.topic.under_way:
             self._accumulator.seal(batch)
-            self._alarm.set(time.monotonic_ns() + NUDGE_NS)
-        elif self._accumulator.lingering == 1:
-            due_ns = self._accumulator.next_linger_ns()
-            if due_ns is not None:
-                self._alarm.set(min(due_ns, time.monotonic_ns() + NUDGE_NS))
+        self._accumulator.open_batches.expect_linger(time.monotonic_ns())
 
     def open_batch(self, topic: Topic, partition: int | None) -> Batch | None:
         """The partition's open batch, opened if need be; None while no descriptor is free.

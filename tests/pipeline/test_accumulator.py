@@ -109,7 +109,7 @@ def test_sealing_gives_a_place_in_the_order_and_everything_that_comes_next_needs
         assert rig.sealed() == [batches[2].descriptor, batches[0].descriptor, batches[1].descriptor]
         assert [batch.seal_number for batch in batches] == [2, 3, 1]
         assert topic.open == [None] * 3
-        assert rig.accumulator.open_batches == 0
+        assert len(rig.accumulator.all_open()) == 0
         for batch in batches:
             assert rig.arena.batch_states.load(batch.descriptor) == (READY if rig.arena.is_direct else SEALED)
             assert Descriptors(rig.arena).seal_number(batch.descriptor) == batch.seal_number
@@ -134,28 +134,6 @@ def test_sealing_wakes_who_sleeps_and_is_next() -> None:
         rig.accumulator.seal(open_with_a_record(rig, rig.topic("t", 1), 0))
         bells = [rig.control.bells[each].fileno() for each in (slot, other)]
         assert rig.control.bells[COORDINATOR].wait(0, bells) == bells[:1]
-
-
-def test_a_ring_comes_before_the_books_and_what_is_raised_there_leaves_them_to_the_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with parts() as rig:
-        topic, rings = rig.topic("t", 1), 0
-        batch = open_with_a_record(rig, topic, 0)
-
-        def ring(*_: int) -> None:
-            nonlocal rings
-            rings += 1
-            assert rig.sealed() == [batch.descriptor]
-            assert topic.open == [batch], "whoever was rung need not wait for this"
-            if rings == 1:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(rig.control, "wake" if rig.arena.is_direct else "wake_one_worker", ring)
-        with pytest.raises(KeyboardInterrupt):
-            rig.accumulator.seal(batch)
-        rig.accumulator.seal(batch)
-        assert (rings, topic.open, rig.sealed()) == (2, [None], [batch.descriptor])
 
 
 def test_sealing_wakes_no_worker_while_one_has_promised_to_be_back_soon() -> None:
@@ -259,7 +237,7 @@ def test_unfinished_batches_come_in_seal_order_and_open_ones_last() -> None:
         rig.accumulator.seal(batches[1])
         assert rig.accumulator.unfinished()[:2] == [batches[3], batches[1]]
         assert set(rig.accumulator.unfinished()[2:]) == {batches[0], batches[2]}
-        assert rig.accumulator.open_batches == 2
+        assert len(rig.accumulator.all_open()) == 2
 
 
 @settings(max_examples=30)
@@ -287,7 +265,7 @@ def test_slabs_and_descriptors_are_conserved_and_order_is_kept(steps: list[tuple
 
 def _check_conservation(rig: Parts, topic: Topic) -> None:
     open_batches = [batch for batch in topic.open if batch is not None]
-    assert rig.accumulator.open_batches <= len(open_batches), "some may be held behind what is under way"
+    assert len(rig.accumulator.all_open()) <= len(open_batches), "some may be held behind what is under way"
     states = rig.arena.batch_states
     assert sorted(states.find_all(OPEN)) == sorted(batch.descriptor for batch in open_batches)
     tracked = [batch.descriptor for batch in rig.accumulator.batches if batch is not None]

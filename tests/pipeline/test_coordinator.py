@@ -6,12 +6,11 @@ import contextlib
 import select
 import threading
 from collections import defaultdict
-from functools import partial
 from typing import Any
 
 import pytest
 
-from slabpress._native import DeliveryHandle, RecordWriter
+from slabpress._native import DeliveryHandle
 from slabpress.errors import (
     CallbackFlushError,
     DeliveryError,
@@ -386,51 +385,6 @@ def test_an_answer_that_comes_just_before_the_coordinator_lies_down_is_not_slept
         control.bells[COORDINATOR].ring()  # for whatever reason it gets up, and lies down again
         thread.join(WATCHDOG_S)
         assert len(found) == 1
-
-
-class _SignalError(Exception):
-    """What a signal handler raises."""
-
-
-class _InterruptedWriter:
-    """A record writer in whose ``seal`` a signal comes: the handler runs, and raises, once the native call is over."""
-
-    def __init__(self, writer: RecordWriter) -> None:
-        self._writer = writer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._writer, name)
-
-    def seal(self, *arguments: Any) -> None:
-        self._writer.seal(*arguments)
-        raise _SignalError
-
-
-def _report(reported: list[int], number: int, _: DeliveryHandle) -> None:
-    reported.append(number)
-
-
-@pytest.mark.timeout(WATCHDOG_S)
-def test_a_seal_that_a_signal_handler_cuts_short_is_as_good_as_any_other() -> None:
-    reported: list[int] = []
-    with Rig(linger_ms=3_600_000, delivery_timeout_ms=7_200_000) as rig:
-        accumulator = rig.session.accumulator
-        rig.thread.hold()
-        handles = [rig.send("t", b"first", partition=0)]
-        writer, accumulator.writer = accumulator.writer, _InterruptedWriter(accumulator.writer)  # type: ignore[assignment]
-        with pytest.raises(_SignalError):
-            accumulator.seal_all()
-        accumulator.writer = writer
-        handles.append(rig.send("t", b"second", partition=0))
-        rig.session.seal_all()
-        handles.append(rig.send("t", b"third", partition=0))
-        for number, handle in enumerate(handles):
-            handle.add_done_callback(partial(_report, reported, number))
-        rig.thread.resume()
-        rig.flush()
-        assert reported == [0, 1, 2], "in the order of sealing"
-        assert rig.pipeline.values("t", 0) == [b"first", b"second", b"third"]
-        assert [handle.result(0).offset for handle in handles] == [0, 1, 2]
 
 
 @pytest.mark.timeout(WATCHDOG_S)

@@ -441,11 +441,11 @@ def test_without_linger_a_record_is_sealed_by_who_sends_it_unless_one_of_its_top
         rig.control.lie_down(COORDINATOR)
         rig.control.alarm.set(0, ring=False)  # it will look around by itself, and make up for a ring that is lost
         send(b"a")
-        assert (rig.accumulator.open_batches, topic.under_way) == (0, {1: 1})
+        assert (len(rig.accumulator.all_open()), topic.under_way) == (0, {1: 1})
         assert not _is_rung(rig)
         rig.control.alarm.forget()
         send(b"b")
-        assert rig.accumulator.open_batches == 1
+        assert len(rig.accumulator.all_open()) == 1
         assert _is_rung(rig)
         rig.accumulator.seal_all()
 
@@ -460,7 +460,7 @@ def test_who_opens_a_batch_has_the_coordinator_look_within_a_second_whoever_seal
             if turn_in_s is not None:
                 rig.control.alarm.set(time.monotonic_ns() + int(turn_in_s * 1e9), ring=False)
             rig.send(b"a", partition=0)
-            assert rig.accumulator.open_batches == (1 if linger_ms else 0)
+            assert len(rig.accumulator.all_open()) == (1 if linger_ms else 0)
             assert _is_rung(rig)
             assert rig.control.alarm.due_ns is not None
             assert rig.control.alarm.due_ns <= time.monotonic_ns() + 1_000_000_000
@@ -481,7 +481,7 @@ def test_without_linger_a_call_of_many_records_fills_its_batches() -> None:
 def test_the_coordinator_is_rung_for_a_batch_only_if_it_would_sleep_past_its_linger_time(
     many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slabpress.pipeline.sender.NUDGE_NS", 3600 * 1_000_000_000)
+    monkeypatch.setattr("slabpress.pipeline.accumulator.NUDGE_NS", 3600 * 1_000_000_000)
     with parts(linger_ms=60_000) as rig:
         rig.topic("t", 3)
         rig.control.lie_down(COORDINATOR)
