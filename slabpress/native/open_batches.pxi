@@ -80,10 +80,12 @@ cdef class OpenBatches:
         self.set_alarm(now_ns)
 
     cdef OpenBatch open_one(self, TopicLanes topic, Py_ssize_t partition, uint32_t partition_index, int64_t now_ns):
-        cdef OpenBatch batch = self.prepare(topic, partition, partition_index, now_ns)
+        cdef OpenBatch batch = self.prepare(topic, partition, now_ns)
         if batch is not None:
-            self.batches[batch.descriptor] = batch
+            # In the books before it is OPEN: should there be no memory for them, nothing has happened.
             self.lingering[batch.descriptor] = batch
+            self.batches[batch.descriptor] = batch
+            self.opening.open_for(batch, partition_index)
             topic.open[partition] = batch
         return batch
 
@@ -92,15 +94,14 @@ cdef class OpenBatches:
         cdef object index = topic.partition_indices.get(partition)
         return index is not None and self.open_one(topic, partition, index, sp_monotonic_ns()) is not None
 
-    cdef OpenBatch prepare(self, TopicLanes topic, Py_ssize_t partition, uint32_t partition_index, int64_t now_ns):
-        """A batch with a descriptor that is OPEN, in no books yet; None while none is free."""
+    cdef OpenBatch prepare(self, TopicLanes topic, Py_ssize_t partition, int64_t now_ns):
+        """A batch for a descriptor that is free, in no books yet; None while none is free."""
         cdef Py_ssize_t descriptor = self.opening.find_free()
         cdef OpenBatch batch
         if descriptor < 0:
             return None
         batch = self.make(descriptor, partition, topic, now_ns)
         batch.limit = topic.batch_limit
-        self.opening.open_for(batch, partition_index)
         return batch
 
     cdef OpenBatch make(self, Py_ssize_t descriptor, Py_ssize_t partition, TopicLanes topic, int64_t now_ns):
@@ -114,14 +115,13 @@ cdef class OpenBatches:
                 PyGC_Enable()
 
     cdef int seal_one(self, OpenBatch batch) except -1:
+        """Publish it, keep the books, ring: what may fail for want of memory or of stack comes first, or last."""
         cdef TopicLanes topic = batch.topic
         if batch.records > 0 and not batch.closed:
-            self.writer.publish(batch, self.slab_state, self.batch_state, self.sealing)
             topic.under_way[batch.partition] = topic.under_way.get(batch.partition, 0) + 1
+            self.writer.publish(batch, self.slab_state, self.batch_state, self.sealing)
         if topic.open[batch.partition] is batch:
             topic.open[batch.partition] = None
-            if topic.sticky == batch.partition:
-                topic.choose_sticky(self.rng)
         self.lingering.pop(batch.descriptor, None)
         self.held.pop(batch.descriptor, None)
         if batch.records > 0:
@@ -129,6 +129,8 @@ cdef class OpenBatches:
         elif self.batches[batch.descriptor] is batch:
             self.opening.undo(batch)
             self.batches[batch.descriptor] = None
+        if topic.sticky == batch.partition:
+            topic.choose_sticky(self.rng)
         return 0
 
     cdef int ring(self) except -1:
@@ -145,6 +147,11 @@ cdef class OpenBatches:
             break
         self.alarm.bring_forward(due, True)
         return 0
+
+    cdef void expect_end(self, OpenBatch batch) noexcept:
+        """A call goes on behind the batch's first record. Should it be cut short, the coordinator comes, but not at once."""
+        cdef int64_t wait = min(self.linger_ns, self.nudge_ns) if self.linger_ns > 0 else self.nudge_ns
+        self.alarm.bring_forward(batch.created_ns + wait, True)
 
     cdef DeliveryHandle append(self, TopicLanes topic, Py_ssize_t partition, const Bytes *value, const Bytes *key,
                                const Headers *headers, int64_t timestamp):
@@ -188,17 +195,20 @@ cdef class OpenBatches:
         cdef object index = topic.partition_indices.get(partition)
         cdef OpenBatch batch = None
         if index is not None:
-            batch = self.prepare(topic, partition, index, sp_monotonic_ns())
-        if batch is None or not self.write_first(batch, value, key, headers, timestamp):
+            batch = self.prepare(topic, partition, sp_monotonic_ns())
+        if batch is None:
+            return None
+        self.opening.open_for(batch, index)
+        if not self.write_first(batch, value, key, headers, timestamp):
             return None  # the long way says why
         self.batches[batch.descriptor] = batch
+        topic.under_way[partition] = 1
         self.writer.publish(batch, self.slab_state, self.batch_state, self.sealing)
         self.ring()
-        # The rest of the books comes after the ring: nobody looks at them before the lock is given back.
-        topic.under_way[partition] = 1
+        # The rest comes after the ring: nobody looks at it before the lock is given back.
+        self.alarm.bring_forward(batch.created_ns + self.nudge_ns, True)
         if topic.sticky == partition:
             topic.choose_sticky(self.rng)
-        self.alarm.bring_forward(batch.created_ns + self.nudge_ns, True)
         return handle_of(batch)
 
     cdef bint write_first(self, OpenBatch batch, const Bytes *value, const Bytes *key, const Headers *headers,

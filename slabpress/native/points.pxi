@@ -49,11 +49,8 @@ cdef class OpeningPoint:
         """
         self.open_for(batch, partition_index)
 
-    def next_free(self):
-        """A descriptor that is free, -1 if none is."""
-        return self.find_free()
-
     cdef Py_ssize_t find_free(self) except -2:
+        """A descriptor that is free, -1 if none is."""
         return self.states.find(self.free_state, self.cursor)
 
     cdef int open_for(self, OpenBatch batch, uint32_t partition_index) except -1:

@@ -49,7 +49,7 @@ cdef class Inbox:
     cdef uint32_t ready_state
     cdef Py_ssize_t tail_at, wanted_at, descriptors, descriptor_bytes, seal_number_at, partition_at, created_at
     # The awaited batches, in the order of their asking, and a flag a descriptor. They are few, at most the first of each
-    # topic-partition's: to look at every batch's word took a tenth of what this process does for a batch of 16 KiB.
+    # topic-partition's: to look at every batch's word was a seventh of this process's instructions with 16 KiB.
     cdef int32_t *awaited
     cdef Py_ssize_t awaited_count
     cdef bytearray is_awaited
@@ -113,13 +113,16 @@ cdef class Inbox:
 
     def newly_ready(self):
         """The awaited batches that are READY; they are awaited no more."""
+        cdef char *is_awaited = PyByteArray_AS_STRING(self.is_awaited)
         cdef Py_ssize_t place, kept = 0
         found = []
         for place in range(self.awaited_count):
             if self.is_ready(place):
-                PyByteArray_AS_STRING(self.is_awaited)[self.awaited[place]] = 0
                 found.append(self.awaited[place])
-            else:
+        for place in found:
+            is_awaited[place] = 0
+        for place in range(self.awaited_count):
+            if is_awaited[self.awaited[place]]:  # not whether it is READY: that may be news
                 self.awaited[kept] = self.awaited[place]
                 kept += 1
         self.awaited_count = kept

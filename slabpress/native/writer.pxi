@@ -94,22 +94,17 @@ cdef class RecordWriter:
             raise OverflowError(self.too_large_bytes)
         return size
 
-    def seal(self, OpenBatch batch not None, uint32_t slab_state, uint32_t batch_state, SealPoint point not None):
-        """Close a batch that has records to more of them and publish it, in one step that no signal handler splits.
+    cdef int publish(self, OpenBatch batch, uint32_t slab_state, uint32_t batch_state, SealPoint point) except -1:
+        """Close a batch that has records to more of them and publish it; it gets its seal number, from 1.
 
         Args:
-            batch: a batch with records that is not closed; it gets its seal number, from 1.
+            batch: a batch with records that is not closed.
             slab_state, batch_state: what its slabs and the batch become.
             point: where the order of seals is kept.
 
         The order of the stores: what is sent (direct arena), seal number, slabs, ring, state, tail, counters. Tests die
         between them (tests/shm/kit.py, ``publish_seal``).
         """
-        if batch.closed or batch.records == 0:
-            raise ValueError(f"a batch with {batch.records} records, closed {batch.closed}, cannot be sealed")
-        self.publish(batch, slab_state, batch_state, point)
-
-    cdef int publish(self, OpenBatch batch, uint32_t slab_state, uint32_t batch_state, SealPoint point) except -1:
         cdef uint64_t tail
         tail = sp_load64(point.memory.at(point.tail_at, 8))
         batch.closed = True

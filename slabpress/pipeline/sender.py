@@ -177,15 +177,15 @@ class Sender:
         """A batch has its first records: without a linger it is sealed, unless its topic has one on the way already.
 
         Args:
-            batch: the batch; it is open.
-            may_seal: False where the caller goes on with it.
+            batch: the batch; a bulk call may have filled and sealed it already.
+            may_seal: False where it was, or the caller goes on with it.
 
         Sealed here, not by the coordinator's thread: that costs a wake-up, and a wait for the interpreter's lock, on
         the way of every record that comes alone, of which most go a shorter way still (native/open_batches.pxi). Of
         those that come faster than acknowledgements only the first goes like this; the rest gather until the
         coordinator comes by.
 
-        Otherwise the coordinator's alarm is set for the only open batch's first record, if it would sleep past its
+        Otherwise the coordinator's alarm is set for the oldest open batch's first record, if it would sleep past its
         linger time. Not when a batch is opened: one that finds no slab is dropped again, and whoever waits in line
         would be called, open one and ring for ever (95 % of a core while acknowledgements were stopped).
 

@@ -30,8 +30,8 @@ class Topic(TopicLanes):
         partition_indices: each partition's entry in the arena's partition table, once it has one.
         pinned: threads that wait with this object in their hands: it is not forgotten meanwhile.
         batch_limit: bytes of a batch beyond which the broker finds it too large, as far as is known.
-        sticky: the partition that keyless records go to until its batch is sealed (KIP-480); ``stick_elsewhere`` then
-            chooses another (native/topics.pxi).
+        sticky: the partition that keyless records go to until its batch is sealed (KIP-480), when another is chosen
+            (native/topics.pxi).
     """
 
     __slots__ = ("index", "name", "pinned")

@@ -10,8 +10,9 @@ import pytest
 from crc32c import crc32c
 
 from slabpress._native import NONE, SendPoint
+from slabpress.network.counters import Counters
 from slabpress.results import DELIVERED
-from slabpress.shm.layout import TEXT_BYTES
+from slabpress.shm.layout import NETWORK_COUNTERS, TEXT_BYTES
 from slabpress.shm.states import COMPRESSING, DONE, OUTPUT_IN_FLIGHT, PARTIAL, READY
 from tests.network.rig import OLD_TIMESTAMP_MS, Rig
 from tests.shm.faults import Life, mortal
@@ -167,3 +168,11 @@ def test_news_of_many_batches_are_all_told(rig: Rig) -> None:
         rig.arena.batch_states.store(index, READY)
     assert inbox.newly_ready() == [index for index in range(count) if index % 3]
     assert NONE not in inbox.newly_ready()
+
+
+def test_a_request_counts_with_its_bytes(rig: Rig) -> None:
+    counters = Counters(rig.arena.memory)
+    counters.count_request(100)
+    counters.count_request(11)
+    counted = {name: counters.read(name) for name in NETWORK_COUNTERS}
+    assert {name: count for name, count in counted.items() if count} == {"requests": 2, "request_bytes": 111}

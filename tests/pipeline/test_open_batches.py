@@ -5,19 +5,20 @@ from __future__ import annotations
 import gc
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from slabpress._native import FastLane, ObjectSource
+from slabpress._native import PAUSED, FastLane, ObjectSource, Ringer
 from slabpress.errors import BufferFullError, RecordTooLargeError
 from slabpress.pipeline.accumulator import Accumulator
 from slabpress.pipeline.batch import Batch
+from slabpress.pipeline.many import Many
 from slabpress.pipeline.room import Turn
 from slabpress.pipeline.topics import Topic
 from slabpress.shm import layout as at
-from slabpress.shm.control import FIRST_WORKER, NETWORK
+from slabpress.shm.control import FIRST_WORKER, NETWORK, Control
 from slabpress.shm.states import DONE, OPEN, SLAB_SEALED
 from tests.pipeline.instant import Parts, parts
 
@@ -203,6 +204,55 @@ def test_while_others_stand_in_line_batches_are_turned_over_step_by_step(
         monkeypatch.setattr(rig.accumulator, "seal", seal)
         way(rig, {"partition": 1})
         assert len(sealed) == len(rig.sealed()) == 6
+
+
+def test_others_have_the_interpreter_again_after_some_batches_however_small_they_are() -> None:
+    with parts(**_LINGERS, buffer_memory=1024 * 1024) as rig:
+        topic, touched = _used_topic(rig), list[Any]()
+        source = ObjectSource(_VALUES * 20, None, None, None)
+        why, *_ = source.append(rig.accumulator.writer, topic, 1, 1, touched, rig.accumulator.open_batches)
+        assert why == PAUSED
+        assert len(touched) <= 1 + 1024 // 16, "of 133"
+
+
+@pytest.mark.parametrize("linger_ms", [0, 60_000])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_batch_whose_ring_failed_is_as_good_as_any_other(
+    linger_ms: int, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ring_nobody(control: Control, slots: Sequence[int]) -> Ringer:
+        return Ringer(control.memory, [control._sleeping_at[slot] for slot in slots], [-1] * len(slots))
+
+    monkeypatch.setattr(Control, "ringer", ring_nobody)
+    with parts(**_LINGERS | {"linger_ms": linger_ms}) as rig:
+        topic = _used_topic(rig)
+        rig.control.lie_down(NETWORK if rig.arena.is_direct else FIRST_WORKER)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            (_at_once if many else _one_by_one)(rig, {"partition": 1})
+        assert (len(rig.sealed()), topic.open[1], topic.under_way) == (1, None, {1: 1})
+        delivered = rig.pipeline.deliver_one()
+        assert delivered is not None
+        assert [batch.records for batch in rig.accumulator.take_done()] == [len(delivered.records)]
+        assert (topic.under_way, rig.accumulator.all_open()) == ({}, [])
+
+
+@pytest.mark.parametrize("linger_ms", [0, 60_000])
+def test_whatever_cuts_a_call_short_the_coordinator_comes_for_what_it_left_open(
+    linger_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def note(*_: object) -> None:
+        raise KeyboardInterrupt  # by a signal handler, before anything is noted of what was appended
+
+    with parts(**_LINGERS | {"linger_ms": linger_ms}) as rig:
+        topic = _used_topic(rig)
+        monkeypatch.setattr(Many, "_note", note)
+        rig.control.alarm.forget()
+        with pytest.raises(KeyboardInterrupt):
+            rig.send_many(_VALUES, partition=1)
+        batch, due = topic.open[1], rig.control.alarm.due_ns
+        assert batch is not None
+        assert due is not None
+        assert due <= batch.created_ns + 1_000_000_000
 
 
 @pytest.mark.parametrize("keyed", [False, True])
