@@ -198,11 +198,12 @@ cdef class OpenBatches:
             batch = self.prepare(topic, partition, sp_monotonic_ns())
         if batch is None:
             return None
+        topic.under_way[partition] = 1  # first, for it may find no memory
         self.opening.open_for(batch, index)
         if not self.write_first(batch, value, key, headers, timestamp):
+            del topic.under_way[partition]
             return None  # the long way says why
         self.batches[batch.descriptor] = batch
-        topic.under_way[partition] = 1
         self.writer.publish(batch, self.slab_state, self.batch_state, self.sealing)
         self.ring()
         # The rest comes after the ring: nobody looks at it before the lock is given back.

@@ -148,6 +148,7 @@ def test_what_cannot_be_done_in_one_step_goes_the_long_way_and_leaves_nothing_be
         assert _send(rig, partition=0) is None
         assert [rig.arena.batch_states.load(index) for index in range(rig.arena.geometry.batch_count)] == states
         assert rig.accumulator.batches == batches
+        assert rig.registry.known["t"].under_way == {}
         # Where there was no slab a descriptor has been prepared: nobody looks at one that is free.
         assert _arena(rig) == before or reason == "no slab is free"
 
