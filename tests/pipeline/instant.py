@@ -31,6 +31,7 @@ from slabpress.pipeline.topics import Topic, TopicRegistry
 from slabpress.pipeline.watch import DoneCallback, Watch
 from slabpress.plan import plan_memory
 from slabpress.producer import Producer
+from slabpress.shm import layout as at
 from slabpress.shm.admission import Admission
 from slabpress.shm.arena import Arena
 from slabpress.shm.control import COORDINATOR, FIRST_WORKER, NETWORK, Control
@@ -363,3 +364,12 @@ def open_with_a_record(rig: Parts, topic: Topic, partition: int, now_ns: int = 0
     assert batch is not None
     assert rig.accumulator.writer.append(batch, None, b"x" * size, None, 0) > 0
     return batch
+
+
+def image(rig: Parts) -> bytes:
+    """What the arena holds, but for when batches were opened."""
+    held = bytearray(rig.arena.view)
+    for descriptor in range(rig.arena.geometry.batch_count):
+        start = rig.arena.layout.descriptors + descriptor * at.DESCRIPTOR_BYTES + at.CREATED_AT
+        held[start : start + 8] = bytes(8)
+    return bytes(held)

@@ -19,11 +19,10 @@ from slabpress.pipeline.batch import Batch
 from slabpress.pipeline.outcomes import Outcome
 from slabpress.pipeline.room import Turn
 from slabpress.pipeline.topics import Topic
-from slabpress.shm import layout as at
 from slabpress.shm.control import FIRST_WORKER, NETWORK
 from slabpress.shm.doorbell import Doorbell
 from slabpress.shm.states import DONE, FREE, REPORTING, SLAB_SEALED
-from tests.pipeline.instant import Parts, Rig, open_with_a_record, parts, refused, until
+from tests.pipeline.instant import Parts, Rig, image, open_with_a_record, parts, refused, until
 
 
 def _send(rig: Parts, **record: Any) -> Any:
@@ -47,15 +46,6 @@ def _used_topic(rig: Parts, partitions: int = 3) -> Topic:
         rig.accumulator.seal_all()
         _finish(rig)
     return topic
-
-
-def _arena(rig: Parts) -> bytes:
-    """What the arena holds, but for when batches were opened."""
-    image = bytearray(rig.arena.view)
-    for descriptor in range(rig.arena.geometry.batch_count):
-        start = rig.arena.layout.descriptors + descriptor * at.DESCRIPTOR_BYTES + at.CREATED_AT
-        image[start : start + 8] = bytes(8)
-    return bytes(image)
 
 
 def _is_rung(bell: Doorbell) -> bool:
@@ -91,7 +81,7 @@ def test_the_native_step_leaves_what_the_steps_one_by_one_leave(
             assert due is not None
             assert before + 1_000_000_000 <= due <= time.monotonic_ns() + 1_000_000_000
             figures = batch.partition, batch.descriptor, batch.records, batch.bytes, batch.closed, batch.seal_number
-            left.append((figures, batch.limit, topic.under_way, topic.sticky, topic.open, _arena(rig)))
+            left.append((figures, batch.limit, topic.under_way, topic.sticky, topic.open, image(rig)))
     assert left[0] == left[1]
 
 
@@ -143,14 +133,14 @@ def test_what_cannot_be_done_in_one_step_goes_the_long_way_and_leaves_nothing_be
         assert handle._batch.closed
         _finish(rig)
         _REASONS[reason](rig)
-        before, batches = _arena(rig), list(rig.accumulator.batches)
+        before, batches = image(rig), list(rig.accumulator.batches)
         states = [rig.arena.batch_states.load(index) for index in range(rig.arena.geometry.batch_count)]
         assert _send(rig, partition=0) is None
         assert [rig.arena.batch_states.load(index) for index in range(rig.arena.geometry.batch_count)] == states
         assert rig.accumulator.batches == batches
         assert rig.registry.known["t"].under_way == {}
         # Where there was no slab a descriptor has been prepared: nobody looks at one that is free.
-        assert _arena(rig) == before or reason == "no slab is free"
+        assert image(rig) == before or reason == "no slab is free"
 
 
 def test_a_record_too_large_is_refused_by_the_long_way_and_takes_nothing() -> None:
@@ -269,10 +259,10 @@ def test_a_result_of_which_more_is_to_be_said_is_left_to_the_other_way(reason: s
         batch = _send(rig, partition=1)._batch
         _NOT_ALONE[reason](take, batch)
         rig.pipeline.deliver_one()
-        before, under_way, delivered = _arena(rig), dict(topic.under_way), rig.watch.delivered_ever
+        before, under_way, delivered = image(rig), dict(topic.under_way), rig.watch.delivered_ever
         assert rig.accumulator.has_results()
         assert not take()
-        assert (_arena(rig), topic.under_way, rig.watch.delivered_ever) == (before, under_way, delivered)
+        assert (image(rig), topic.under_way, rig.watch.delivered_ever) == (before, under_way, delivered)
         assert (batch.outcome, len(take.queue)) == (None, 0)
 
 

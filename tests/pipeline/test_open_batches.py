@@ -20,7 +20,7 @@ from slabpress.pipeline.topics import Topic
 from slabpress.shm import layout as at
 from slabpress.shm.control import FIRST_WORKER, NETWORK, Control
 from slabpress.shm.states import DONE, OPEN, SLAB_SEALED
-from tests.pipeline.instant import Parts, parts
+from tests.pipeline.instant import Parts, image, parts
 
 _LINGERS: dict[str, Any] = {"linger_ms": 60_000, "batch_size": 1024}
 _COUNT = 60
@@ -50,15 +50,6 @@ def _used_topic(rig: Parts) -> Topic:
     for partition in range(3):
         rig.registry.partition_index(topic, partition)
     return topic
-
-
-def _image(rig: Parts) -> bytes:
-    """What the arena holds, but for when batches were opened."""
-    image = bytearray(rig.arena.view)
-    for descriptor in range(rig.arena.geometry.batch_count):
-        start = rig.arena.layout.descriptors + descriptor * at.DESCRIPTOR_BYTES + at.CREATED_AT
-        image[start : start + 8] = bytes(8)
-    return bytes(image)
 
 
 def _books(rig: Parts, topic: Topic) -> Any:
@@ -94,7 +85,7 @@ def test_the_native_steps_leave_what_the_long_way_leaves(
             due = rig.control.alarm.due_ns
             assert due is not None
             assert before + 1_000_000_000 <= due <= time.monotonic_ns() + 1_000_000_000
-            left.append((_books(rig, topic), _image(rig)))
+            left.append((_books(rig, topic), image(rig)))
             assert rig.accumulator.records_accepted() == _COUNT
     assert left[0][0] == left[1][0]
     assert left[0][1] == left[1][1]
