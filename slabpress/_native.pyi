@@ -327,9 +327,7 @@ class OpenBatches:
 class FastLane:
     closed: bool
     reserved: int
-    def __init__(
-        self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any], batches: OpenBatches | None = None
-    ) -> None: ...
+    def __init__(self, mutex: Mutex, writer: RecordWriter, topics: dict[str, Any], batches: OpenBatches) -> None: ...
     def append(
         self,
         topic_name: str,

@@ -79,7 +79,7 @@ cdef class FastLane:
         mutex: the producer's lock.
         writer: the record writer.
         topics: the known topics by name, a dict of str to TopicLanes; looked at under the lock.
-        batches: opens and seals batches; None: the long way does.
+        batches: opens and seals batches.
 
     Attributes:
         closed: nothing goes this way any more: the producer is closed, failed or forked. Set under the lock, but
@@ -100,7 +100,7 @@ cdef class FastLane:
     cdef public Py_ssize_t reserved
 
     def __init__(self, Mutex mutex not None, RecordWriter writer not None, dict topics not None,
-                 OpenBatches batches=None):
+                 OpenBatches batches not None):
         self.mutex = mutex
         self.writer = writer
         self.topics = topics
@@ -160,7 +160,7 @@ cdef class FastLane:
 
         Who stands in line for room is not overtaken where a batch ends.
         """
-        if self.batches is None or self.reserved > 0 or not self.mutex.try_lock():
+        if self.reserved > 0 or not self.mutex.try_lock():
             return None
         try:
             self.writer.reserve = 0
