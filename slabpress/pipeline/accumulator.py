@@ -41,8 +41,6 @@ from slabpress.shm.topics import TopicTable
 # ready to follow it. A third would only wait, and grow no more; behind slow acknowledgements sealing by the clock
 # alone leaves one-slab batches that fill the output buffers.
 _UNDER_WAY_ENOUGH: Final = 2
-# A topic's batches that had to be made smaller grow by this share with each that is accepted.
-_GROWTH: Final = 64
 # So long after a batch was opened the coordinator looks around, at the latest.
 NUDGE_NS: Final = 1_000_000_000
 
@@ -61,7 +59,7 @@ class Accumulator:
     Attributes:
         writer: writes records into batches.
         batches: by descriptor, the batches in use, or None.
-        arrivals: takes the batches that have a result.
+        arrivals: takes in what became of them.
         open_batches: opens and seals them; the native ways do so by themselves.
     """
 
@@ -137,15 +135,14 @@ class Accumulator:
             arena.batch_states,
             DONE,
             REPORTING,
+            FREE,
             arena.seal_ring,
             at.SEAL_TAIL_AT,
             arena.layout.descriptors,
             at.DESCRIPTOR_BYTES,
             at.RESULT_CODE_AT,
             DELIVERED,
-            self.batches,
-            plan.batch_bytes,
-            self._held,
+            self.open_batches,
             watch,
             Outcome,
         )
@@ -237,7 +234,7 @@ class Accumulator:
 
         The topic's max.message.bytes is not known here, and speaks of compressed bytes. It is below what was refused
         last, and with records alike above half of it. The batches grow again by little with each that is accepted
-        (``_make_way``), so a single record that was too large makes them small for a while only.
+        (``Arrivals.make_way``), so a single record that was too large makes them small for a while only.
         """
         uncompressed = split.refused_bytes * batch.bytes // split.source_bytes
         batch.topic.batch_limit = min(batch.topic.batch_limit, max(1, uncompressed // 2))
@@ -249,23 +246,10 @@ class Accumulator:
             batch = self.batches[descriptor]
             if batch is not None and batch.outcome is None:
                 taken.append(batch)
-                self._make_way(batch)
+                self.arrivals.make_way(batch)
         if len(taken) > 1:
             taken.sort(key=lambda batch: batch.seal_number)  # callbacks of a topic-partition run in its order
         return taken
-
-    def _make_way(self, done: Batch) -> None:
-        """One batch fewer is on its way: seal what was held behind it."""
-        topic, partition = done.topic, done.partition
-        if topic.batch_limit < self.writer.batch_bytes and done.pieces is None:
-            topic.batch_limit += 1 + topic.batch_limit // _GROWTH
-        if (left := topic.under_way[partition] - 1) > 0:
-            topic.under_way[partition] = left
-        else:
-            del topic.under_way[partition]
-        waiting = topic.open[partition]
-        if waiting is not None and waiting.descriptor in self._held:
-            self.seal(waiting)
 
     def unfinished(self) -> list[Batch]:
         """Every batch that has records and whose descriptor is not free yet, in seal order, open ones last."""

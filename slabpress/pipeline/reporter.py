@@ -82,6 +82,7 @@ class Reporter:
         sleeper: what the callback thread sleeps on.
 
     Attributes:
+        calls_all: every record has a callback, the producer's.
         queue: what it has to report, first to last; None is its end.
     """
 
@@ -95,6 +96,7 @@ class Reporter:
     ) -> None:
         self._watch = watch
         self._on_delivery = on_delivery
+        self.calls_all = on_delivery is not None
         self._release = release
         self._results = results
         self._sleeper = sleeper
@@ -136,13 +138,19 @@ class Reporter:
             for batch, outcome in outcomes:
                 batch.resolve(outcome)
                 self._watch.count(batch, outcome)
-                if batch.callbacks_asked == 0 and self._on_delivery is None:
+                if batch.callbacks_asked == 0 and not self.calls_all:
                     quiet.append(batch)
                 else:
                     self._put(batch)
             self._watch.tell()
         if quiet:
             self._finish(quiet)
+
+    def tell_of_settled(self) -> None:
+        """Tell of batches that were settled natively: who waits, and the callback thread, of those in its queue."""
+        if self._watch.waiting:
+            self._watch.tell_all()
+        self._wake()
 
     def in_callback(self) -> bool:
         """Whether the caller is a delivery callback."""
@@ -180,7 +188,10 @@ class Reporter:
     def _put(self, item: Batch | tuple[DoneCallback, DeliveryHandle] | None) -> None:
         """Queue something for the callback thread; of its own results it is not asleep."""
         self.queue.append(item)
-        if self._is_asleep:
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.queue and self._is_asleep:
             self._sleeper.call()
 
     def _run(self, may_run: list[bool]) -> None:

@@ -20,7 +20,6 @@ _OUTPUT = struct.Struct("<IIII")  # first output, output count, payload bytes, c
 _CONTENT = struct.Struct(f"<Qqq{at.FIRST_OUTPUT_AT - at.CREATED_AT}xIIII")
 _ADMITTED = struct.Struct(f"<IIII{at.WORKER_AT - at.CODEC_AT - 4}xI")  # those four, the worker
 _RESULT = struct.Struct("<iiIIqq")  # code, record index, retriable, text length, base offset, append time
-_DELIVERED = struct.Struct("<i12xqq")  # of _RESULT
 _ORIGIN = struct.Struct("<II")  # partition index, first slab
 _IDENTITY = struct.Struct("<qii")  # producer id, epoch, sequence
 
@@ -184,11 +183,6 @@ class Descriptors:
         )
         start = self._at(index, at.TEXT_AT)
         view[start : start + len(text)] = text
-
-    def delivered(self, index: int) -> tuple[int, int] | None:
-        """Base offset and append time of a DONE batch, as nearly all are; None for one that has failed: ``result``."""
-        code, offset, append_time = _DELIVERED.unpack_from(self._arena.view, self._at(index, at.RESULT_CODE_AT))
-        return None if code else (offset, append_time)
 
     def result(self, index: int) -> Result:
         """The outcome of a DONE batch."""

@@ -7,22 +7,20 @@ import select
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
-from slabpress._native import DeliveryHandle, Mutex
+from slabpress._native import DeliveryHandle
 from slabpress.pipeline.batch import Batch
-from slabpress.pipeline.outcomes import Outcome
 from slabpress.pipeline.room import Turn
 from slabpress.pipeline.topics import Topic
 from slabpress.shm.control import FIRST_WORKER, NETWORK
 from slabpress.shm.doorbell import Doorbell
-from slabpress.shm.states import DONE, FREE, REPORTING, SLAB_SEALED
-from tests.pipeline.instant import Parts, Rig, image, open_with_a_record, parts, refused, until
+from slabpress.shm.states import DONE, FREE, SLAB_SEALED
+from tests.pipeline.instant import Parts, Rig, image, open_with_a_record, parts, until
 
 
 def _send(rig: Parts, **record: Any) -> Any:
@@ -185,101 +183,6 @@ def test_where_records_linger_none_goes_alone() -> None:
         topic = _used_topic(rig)
         batch = _send(rig, partition=0)._batch
         assert (topic.open[0], batch.closed, topic.under_way) == (batch, False, {})
-
-
-# --- results ------------------------------------------------------------------------------------------------
-
-
-class _Taking:
-    """``Arrivals.take_lone`` with what it is called with."""
-
-    def __init__(self, rig: Parts) -> None:
-        self.rig = rig
-        self.taking = Mutex()
-        self.queue = deque[Batch]()
-
-    def __call__(self) -> bool:
-        rig = self.rig
-        return rig.accumulator.arrivals.take_lone(self.taking, rig.lock, rig.sender.line.turns, self.queue)
-
-
-def test_the_result_of_a_batch_that_came_alone_is_taken_in_in_one_step() -> None:
-    with parts() as rig:
-        topic, take = _used_topic(rig), _Taking(rig)
-        delivered = rig.watch.delivered_ever
-        for offset in range(1, 5):
-            batch = _send(rig, partition=1)._batch
-            assert not take(), "it has no result yet"
-            rig.pipeline.deliver_one()
-            assert take()
-            assert batch.outcome == Outcome(None, offset, -1)
-            assert isinstance(batch.outcome, Outcome)
-            assert (take.queue.pop(), len(take.queue), topic.under_way) == (batch, 0, {})
-            assert rig.arena.batch_states.load(batch.descriptor) == REPORTING
-            assert rig.watch.delivered_ever == delivered + offset
-            assert not take(), "it was taken"
-            assert not rig.accumulator.has_results()
-            rig.accumulator.release(batch)
-
-
-def test_who_waits_for_a_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with parts() as rig:
-        _used_topic(rig)
-        take, told = _Taking(rig), list[bool]()
-        monkeypatch.setattr(rig.watch, "tell_all", lambda: told.append(True))
-        for waiting in (0, 1):
-            rig.watch.waiting = waiting
-            _send(rig)
-            rig.pipeline.deliver_one()
-            assert take()
-            assert len(told) == waiting
-
-
-def _send_another(rig: Parts) -> None:
-    rig.send(b"x", partition=0)
-    rig.accumulator.seal_all()
-
-
-_NOT_ALONE: dict[str, Callable[[_Taking, Batch], object]] = {
-    "it was refused": lambda take, _: setattr(take.rig.pipeline, "fate", refused),
-    "another one is on the way": lambda take, _: _send_another(take.rig),
-    "one is held": lambda take, batch: take.rig.accumulator._held.update({0: batch}),
-    "others wait for room": lambda take, _: _wait_in_line(take.rig),
-    "results are being taken": lambda take, _: take.taking.acquire(),
-    "somebody has the lock": lambda take, _: take.rig.lock.acquire(),
-    "batches of its topic may grow": lambda _, batch: setattr(batch.topic, "batch_limit", 100),
-    "it was split": lambda _, batch: setattr(batch, "pieces", []),
-}
-
-
-@pytest.mark.parametrize("reason", _NOT_ALONE)
-def test_a_result_of_which_more_is_to_be_said_is_left_to_the_other_way(reason: str) -> None:
-    with parts() as rig:
-        topic, take = _used_topic(rig), _Taking(rig)
-        batch = _send(rig, partition=1)._batch
-        _NOT_ALONE[reason](take, batch)
-        rig.pipeline.deliver_one()
-        before, under_way, delivered = image(rig), dict(topic.under_way), rig.watch.delivered_ever
-        assert rig.accumulator.has_results()
-        assert not take()
-        assert (image(rig), topic.under_way, rig.watch.delivered_ever) == (before, under_way, delivered)
-        assert (batch.outcome, len(take.queue)) == (None, 0)
-
-
-def test_of_two_on_the_way_neither_is_taken_before_the_other_in_this_way() -> None:
-    with parts() as rig:
-        _used_topic(rig)
-        take = _Taking(rig)
-        first, second = _send(rig, partition=0)._batch, rig.send(b"x", partition=0)._batch
-        rig.accumulator.seal_all()
-        rig.pipeline.deliver_one()
-        rig.pipeline.deliver_one()
-        assert not take()
-        assert rig.accumulator.take_done() == [first, second]
-        third = _send(rig, partition=0)._batch
-        rig.pipeline.deliver_one()
-        assert take()
-        assert list(take.queue) == [third]
 
 
 def _lines_of(function: Any) -> list[int]:
