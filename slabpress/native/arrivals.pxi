@@ -145,17 +145,20 @@ cdef class Arrivals:
         cdef char *state = self.states.word(descriptor)
         cdef char *result = self.memory.at(self.descriptors + descriptor * self.descriptor_bytes + self.result_at, 32)
         cdef OpenBatch batch = self.batches[descriptor]
+        cdef bint called
         if (batch is None or batch.outcome is not None or batch.pieces is not None
                 or (<int32_t *>result)[0] != self.delivered):
             return False
         # Nothing is allocated that may be collected but this: Python 3.11 collects then, and runs anybody's __del__.
         outcome = tuple.__new__(self.outcome, (None, (<int64_t *>(result + 16))[0], (<int64_t *>(result + 24))[0]))
+        called = calls_all or PyList_GET_SIZE(batch.callbacks) > 0
+        if called:
+            queue.append(batch)  # first, for it may find no memory
         self.taken += 1
         self.watch.delivered += batch.records
         batch.outcome = outcome
-        if calls_all or PyList_GET_SIZE(batch.callbacks) > 0:
+        if called:
             sp_store32(state, self.reporting_state)
-            queue.append(batch)
         else:
             batch.finished = True
             self.batches[descriptor] = None

@@ -143,6 +143,7 @@ class Reporter:
                 else:
                     self._put(batch)
             self._watch.tell()
+        self._wake()  # of what was settled before something went wrong nobody has told yet
         if quiet:
             self._finish(quiet)
 

@@ -82,9 +82,6 @@ class Watch(Waiters):
 
     def count(self, batch: Batch, outcome: Outcome) -> None:
         """Take note of an outcome. The caller holds ``changed``."""
-        if batch.pieces is None and outcome.error is None:  # nearly every batch
-            self.count_delivered(batch.records)
-            return
         for piece in batch.pieces or (Piece(0, batch.records, outcome),):
             if piece.outcome.error is None:
                 self.count_delivered(piece.records)

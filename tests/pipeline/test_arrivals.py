@@ -213,18 +213,42 @@ def test_of_two_on_the_way_neither_is_taken_as_a_lone_one() -> None:
         assert list(take.queue) == [third]
 
 
+class _Full(deque[Batch]):
+    """A queue for which there is no memory."""
+
+    def append(self, _: Batch) -> None:
+        raise MemoryError
+
+
+@pytest.mark.parametrize("how", ["lone", "all"])
+def test_a_batch_that_cannot_be_queued_is_not_settled(how: str) -> None:
+    with parts() as rig:
+        topic = rig.topic("t", 1)
+        take = _Lone(rig) if how == "lone" else _Settling(rig)
+        batch, take.queue = _seal_one(rig, called=True), _Full()
+        _deliver(rig)
+        before = image(rig)
+        with pytest.raises(MemoryError):
+            take()
+        assert (image(rig), topic.under_way, rig.watch.delivered_ever) == (before, {0: 1}, 0)
+        assert batch.outcome is None, "it can be abandoned, and told of"
+        take.queue = deque()
+        assert take() in (True, (1, 0))
+
+
 _WORDS = 1 << 16
 _ROUNDS = 1000
 # Two batches of a topic-partition become DONE one after the other, again and again, while another process searches.
 _DELIVERER = f"""
-import ctypes, mmap, sys
+import mmap, sys
+from slabpress._native import Memory, Words
 at, low, high, done = map(int, sys.argv[2:])
-words = (ctypes.c_uint32 * {_WORDS}).from_buffer(mmap.mmap(int(sys.argv[1]), 0), at)
+words = Words(Memory(mmap.mmap(int(sys.argv[1]), 0)), at, {_WORDS})
 for _ in range({_ROUNDS}):
-    while words[low] == done or words[high] == done:
+    while words.load(low) == done or words.load(high) == done:
         pass
-    words[low] = done
-    words[high] = done
+    words.store(low, done)
+    words.store(high, done)
 """
 
 

@@ -283,6 +283,21 @@ def test_what_goes_wrong_in_the_callback_thread_is_told_and_leaves_nobody_waitin
     assert "the coordinator's thread failed" in caplog.text
 
 
+def test_the_callbacks_of_what_was_settled_run_although_something_goes_wrong_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Rig({"t": 1}) as rig:
+        _start_callbacks(rig)
+        called = threading.Event()
+        wake_coordinator = partial(rig.coordinator.control.wake, COORDINATOR)
+        monkeypatch.setattr(rig.pipeline, "tell_of_results", wake_coordinator)  # the callback thread sleeps on
+        monkeypatch.setattr(rig.session._intake.reporter, "tell_of_settled", Mock(side_effect=LookupError("oops")))
+        rig.send("t", b"v", on_delivery=lambda _: called.set())
+        assert called.wait(WATCHDOG_S)
+        with pytest.raises(ProcessError, match="please report it"):
+            rig.send("t", b"v")
+
+
 def test_a_producer_that_cannot_start_leaves_no_callback_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Supervisor) -> None:
         raise ProcessError("worker 0 cannot be started")
