@@ -2,9 +2,10 @@
 
 The job computes in pure Python and produces 50 MB/s: every 4 ms it does a fixed amount of work (JSON and dicts) and
 hands over 1,000 records of 200 bytes. The slowdown is what work and handing over take together, beyond what the same
-work takes without a producer, at the same pace; sleeping until the next period does not count. It is taken apart into
-the calls themselves, what the work costs more of CPU (caches, memory), and what it waits longer (for the
-interpreter's lock, or for the CPU). zstd is the default codec: the one that leaves a producer most to do elsewhere.
+work takes in the turns in which the same process hands over nothing: every 0.1 s, for a machine that others use is not
+the same for longer. Sleeping until the next period does not count. It is taken apart into the calls themselves, what
+the work costs more of CPU (caches, memory), and what it waits longer (for the interpreter's lock, or for the CPU).
+What "no producer" shows is the noise. zstd is the default codec: the one that leaves a producer most to do elsewhere.
 
 With ``--pin`` the job's thread has a CPU of its own, and all else (other threads of its process, children, broker)
 the rest; without, the kernel puts everything where it likes.
@@ -23,7 +24,7 @@ from typing import Any
 
 from bench.brokers import HELP, SINK, broker
 from bench.data import RECORD_BYTES
-from bench.interference_side import BLOCK, NOTHING, SIDES, Job, seconds_an_item, split_cpus
+from bench.interference_side import BLOCK, SIDES, TURN, Job, seconds_an_item, split_cpus
 from bench.pacing import NS_PER_S
 from bench.report import spread, write_json
 
@@ -33,18 +34,18 @@ TOPIC = "bench"
 DEADLINE_S = 300
 
 
-def run_side(job: Job) -> dict[str, float]:
+def run_side(job: Job) -> dict[str, dict[str, float]]:
     """Run one side once, in its own process."""
     command = [sys.executable, "-m", "bench.interference_side", json.dumps(job._asdict())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{job.side} ({job.codec}) failed:\n{done.stderr[-2000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def compare(run: dict[str, float], alone: dict[str, float]) -> dict[str, float]:
-    """A run beside the job alone: the slowdown and its parts, as shares of the time that the job alone took to work.
+    """The turns with the producer beside those without: the slowdown and its parts, as shares of the time these worked.
 
     slowdown = calls + more CPU for the same work + more waiting
 
@@ -67,17 +68,15 @@ def compare(run: dict[str, float], alone: dict[str, float]) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace, items: int, servers: str) -> list[dict[str, Any]]:
-    """Every side and codec, ``rounds`` times in turn, each beside the job alone in the same round."""
+    """Every side and codec, ``rounds`` times in turn, each beside the same process when it sends nothing."""
     period_ns = round(BLOCK * RECORD_BYTES / (options.megabytes * 1e6) * NS_PER_S)
-    blocks = round(options.seconds * NS_PER_S / period_ns)
+    turns = max(1, round(options.seconds * NS_PER_S / period_ns / TURN / 2))
     samples: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for _, codec in itertools.product(range(options.rounds), options.codecs):
-        alone: dict[str, float] = {}
-        for side in SIDES:
-            run = run_side(Job(side, codec, items, blocks, period_ns, options.pin, servers, TOPIC))
-            alone = alone or run
-            megabytes = blocks * BLOCK * RECORD_BYTES / run["wall_s"] / 1e6
-            samples.setdefault((codec, side), []).append(compare(run, alone) | {"megabytes_per_s": megabytes})
+    for _, codec, side in itertools.product(range(options.rounds), options.codecs, SIDES):
+        took = run_side(Job(side, codec, items, turns, period_ns, options.pin, servers, TOPIC))
+        megabytes = turns * TURN * BLOCK * RECORD_BYTES / took["producing"]["wall_s"] / 1e6
+        compared = compare(took["producing"], took["alone"])
+        samples.setdefault((codec, side), []).append(compared | {"megabytes_per_s": megabytes})
     return [
         {"codec": codec, "side": side} | {name: spread([run[name] for run in runs]) for name in runs[0]}
         for (codec, side), runs in samples.items()
@@ -132,7 +131,7 @@ def main() -> None:
     print(
         f"linger 5 ms, acks all, no idempotence; broker: {options.broker}; {'pinned' if options.pin else 'not pinned'};"
     )
-    print(f"medians of {options.rounds} interleaved rounds, each beside {NOTHING!r} of its round")
+    print(f"medians of {options.rounds} interleaved rounds, each beside the same process in turns without sending")
     print(table(rows))
     settings = {name: value for name, value in vars(options).items() if name != "json"} | {"items": items}
     write_json(options.json, {"settings": settings, "partitions": PARTITIONS, "rows": rows})

@@ -1,7 +1,8 @@
 """One side of the interference comparison, in a process of its own: ``python -m bench.interference_side JSON``.
 
-A job that computes in pure Python (it parses JSON and counts in dicts), and after each piece of work hands a block of
-records to a producer. It prints one JSON line: how long the work and the handing over took, and what CPU.
+A job that computes in pure Python (it parses JSON and counts in dicts), and by turns does no more than that, or hands a
+block of records to a producer after each piece of work. It prints one JSON line: how long the work and the handing over
+took in either kind of turn, and what CPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,7 +24,11 @@ from bench.data import json_lines
 from bench.pacing import NS_PER_S
 
 BLOCK: Final = 1000
+# Blocks of a turn: 0.1 s at 50 MB/s. What else the machine does changes within seconds.
+TURN: Final = 25
 NOTHING: Final = "no producer"
+# Between turns the job sleeps for so many periods, and what was handed over is delivered.
+_PAUSE: Final = 5
 _DISTINCT: Final = 50_000
 _LINGER_MS: Final = 5
 _PATIENCE_S: Final = 60.0
@@ -31,12 +37,15 @@ Send = Callable[[list[bytes]], object]
 
 
 class Job(NamedTuple):
-    """What a side is asked to do: ``blocks`` times ``items`` pieces of work and 1,000 records, one each period."""
+    """What a side is asked to do: ``turns`` with the producer and as many without, of TURN periods each.
+
+    In every period ``items`` pieces of work, and with the producer BLOCK records.
+    """
 
     side: str
     codec: str
     items: int
-    blocks: int
+    turns: int
     period_ns: int
     pinned: bool
     bootstrap_servers: str
@@ -172,37 +181,52 @@ def _processor_s() -> tuple[float, float]:
     return use.ru_utime + use.ru_stime, float(children)
 
 
-def run(job: Job) -> dict[str, float]:
-    """Work and send, one block a period, or as soon after it as may be."""
+def run(job: Job) -> dict[str, dict[str, float]]:
+    """Work, by turns with sending and without: what each took in all.
+
+    Without, with, with, without: a drift of the machine's speed weighs on both alike.
+    """
     lines = json_lines(_DISTINCT)
     blocks = [lines[start : start + BLOCK] for start in range(0, _DISTINCT, BLOCK)]
-    rounds, rest = divmod(job.items, BLOCK)
-    tally, now, cpu = Tally(), time.perf_counter_ns, time.thread_time_ns
-    work_ns = work_cpu_ns = send_ns = send_cpu_ns = 0
+    tally = Tally()
+    spent: dict[str, Counter[str]] = {"alone": Counter(), "producing": Counter()}
     with SIDES[job.side](job) as send:
         if job.pinned:
             give_this_thread_a_core()
-        own, children = _processor_s()
-        preempted = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-        begin = now()
-        for number in range(job.blocks):
-            wait_ns = begin + number * job.period_ns - now()
-            if wait_ns > 0:
-                time.sleep(wait_ns / NS_PER_S)
-            block = blocks[number % len(blocks)]
-            start, cpu_start = now(), cpu()
-            for _ in range(rounds):
-                tally.work(block)
-            tally.work(block[:rest])
-            worked, cpu_worked = now(), cpu()
-            send(block)
-            send_ns += now() - worked
-            send_cpu_ns += cpu() - cpu_worked
-            work_ns += worked - start
-            work_cpu_ns += cpu_worked - cpu_start
-        wall_s = (now() - begin) / NS_PER_S
-        own_after, children_after = _processor_s()
-        preempted = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw - preempted
+        for number in range(2 * job.turns):
+            time.sleep(_PAUSE * job.period_ns / NS_PER_S)
+            is_producing = number % 4 in (1, 2)
+            took = take_turn(job, blocks, tally, send if is_producing else len)
+            spent["producing" if is_producing else "alone"].update(took)
+    return {kind: dict(figures) for kind, figures in spent.items()}
+
+
+def take_turn(job: Job, blocks: list[list[bytes]], tally: Tally, send: Send) -> dict[str, float]:
+    """Work and send, one block a period, or as soon after it as may be."""
+    rounds, rest = divmod(job.items, BLOCK)
+    now, cpu = time.perf_counter_ns, time.thread_time_ns
+    work_ns = work_cpu_ns = send_ns = send_cpu_ns = 0
+    own, children = _processor_s()
+    preempted = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+    begin = now()
+    for number in range(TURN):
+        wait_ns = begin + number * job.period_ns - now()
+        if wait_ns > 0:
+            time.sleep(wait_ns / NS_PER_S)
+        block = blocks[number % len(blocks)]
+        start, cpu_start = now(), cpu()
+        for _ in range(rounds):
+            tally.work(block)
+        tally.work(block[:rest])
+        worked, cpu_worked = now(), cpu()
+        send(block)
+        send_ns += now() - worked
+        send_cpu_ns += cpu() - cpu_worked
+        work_ns += worked - start
+        work_cpu_ns += cpu_worked - cpu_start
+    wall_s = (now() - begin) / NS_PER_S
+    preempted = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw - preempted
+    own_after, children_after = _processor_s()
     return {
         "wall_s": wall_s,
         "work_s": work_ns / NS_PER_S,
