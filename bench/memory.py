@@ -18,6 +18,7 @@ from typing import Any
 
 from bench import memory_java
 from bench.data import ratio
+from bench.drawing import pyplot
 from bench.java_build import missing_tool
 from bench.memory_clients import CLIENTS, WHY
 from bench.memory_figures import LEGEND, MIB, PROMISES_LEGEND, broken, promises, summarize, table
@@ -154,6 +155,8 @@ def conclude(options: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
 def main() -> int:
     """Measure, print, and write JSON and the picture if asked to; 1 if slabpress broke a promise."""
     options = parse()
+    if options.picture is not None:
+        pyplot()
     phases, messages = phases_of(options), make_messages()
     missing = missing_tool()
     if missing is not None:

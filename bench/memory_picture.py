@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
+from bench.drawing import pyplot
 from bench.memory_figures import MIB
 from bench.memory_run import Sample
 
@@ -30,21 +30,15 @@ def draw(runs: list[dict[str, Any]], codec: str, producers: int, path: Path) -> 
     chosen = [run for run in runs if run["codec"] == codec and run["samples"]]
     if not chosen:
         raise SystemExit(f"no side ran with {codec}: nothing to draw")
-    try:
-        matplotlib: Any = importlib.import_module("matplotlib")
-    except ImportError:
-        raise SystemExit("the picture needs matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "slabpress"
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(figsize=(10, 5.6), dpi=110)
+    plots = pyplot()
+    figure, axes = plots.subplots(figsize=(10, 5.6), dpi=110)
     for run in sorted(chosen, key=lambda run: -int(run["peak_bytes"])):
         _line(axes, run)
     _decorate(axes, chosen, codec, producers)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    plots.close(figure)
 
 
 def _line(axes: Any, run: dict[str, Any]) -> None:

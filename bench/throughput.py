@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import points
+from bench.drawing import pyplot
 from bench.java_build import missing_tool
 from bench.kinds import KINDS
 from bench.peers import HEADLINE, PEERS
@@ -141,6 +142,8 @@ def finish(options: argparse.Namespace, result: dict[str, Any]) -> int:
 def main() -> int:
     """Measure, print, and write JSON if asked to; 1 if a side lost records."""
     options = parse()
+    if options.charts is not None:
+        pyplot()
     if options.source is not None:
         return finish(options, json.loads(options.source.read_text()))
     plan, chosen = plan_of(options), points_of(options)

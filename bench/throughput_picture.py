@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.drawing import pyplot
 from bench.points import Point
 
 # The clients' colours are those of bench/memory_picture.py; a client's ways are shades of one.
@@ -93,25 +93,19 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
     Raises:
         SystemExit: matplotlib is not installed, or there are no figures.
     """
-    try:
-        matplotlib: Any = importlib.import_module("matplotlib")
-    except ImportError:
-        raise SystemExit("the pictures need matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "slabpress"
+    plots = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, chart in CHARTS.items():
-        _draw(panels(result["rows"], chart), chart, _footnote(result), folder / name)
+        _draw(plots, panels(result["rows"], chart), chart, _footnote(result), folder / name)
         drawn.append(folder / name)
     return drawn
 
 
-def _draw(codecs: dict[str, list[Bar]], chart: Chart, footnote: str, path: Path) -> None:
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+def _draw(plots: Any, codecs: dict[str, list[Bar]], chart: Chart, footnote: str, path: Path) -> None:
     sides = list(dict.fromkeys(bar.side for bars in codecs.values() for bar in bars))
     size = (2.2 + 2.6 * len(codecs), 1.5 + 0.3 * len(sides))
-    figure, axes = pyplot.subplots(1, len(codecs), figsize=size, dpi=110, sharey=True, sharex=True, squeeze=False)
+    figure, axes = plots.subplots(1, len(codecs), figsize=size, dpi=110, sharey=True, sharex=True, squeeze=False)
     limit = longest(codecs)
     for place, (codec, bars) in zip(axes[0], codecs.items(), strict=True):
         _panel(place, bars, sides, chart, limit)
@@ -123,7 +117,7 @@ def _draw(codecs: dict[str, list[Bar]], chart: Chart, footnote: str, path: Path)
     figure.supxlabel(footnote, fontsize=7)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    plots.close(figure)
 
 
 def _panel(axes: Any, bars: Sequence[Bar], sides: Sequence[str], chart: Chart, limit: float) -> None:
