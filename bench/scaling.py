@@ -122,7 +122,7 @@ def measure(cases: list[Case], options: argparse.Namespace, *, beside_codec: boo
         pids = [process.pid for process in psutil.Process().children(recursive=True)]
         for _ in range(options.rounds):
             for case in cases:
-                job = Job(*case, options.seconds, servers, _topic(case.partitions), pids)
+                job = Job(*case, options.seconds, servers, _topic(case.partitions), pids, options.idempotence)
                 figures = _run_side(job)
                 duties = figures.pop("other_duties")
                 if beside_codec:
@@ -181,6 +181,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each case")
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), help="compression, as in zstd:3")
     parser.add_argument("--parts", nargs="+", choices=("codec", "growth"), default=["codec", "growth"])
+    # Without it one batch of a topic-partition is on the wire at a time, and small batches wait for their responses.
+    parser.add_argument("--idempotence", action=argparse.BooleanOptionalAction, default=True, help="the default is on")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     if options.quick:
@@ -188,6 +190,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     result: dict[str, Any] = {}
     print(f"records of 200 bytes by send_many(), {cores} cores; medians of {options.rounds} interleaved rounds")
+    print(f"settings: the defaults, idempotence {'on' if options.idempotence else 'off'}")
     if "codec" in options.parts:
         result["codec"] = measure(efficiency_cases(options.codecs, cores), options, beside_codec=True)
         print("ratio: uncompressed MB/s over those of the codec alone beside a load like the rest of the pipeline's")

@@ -34,6 +34,7 @@ class Job(NamedTuple):
     bootstrap_servers: str
     topic: str
     broker_pids: list[int]
+    idempotent: bool = True
 
 
 def codec_settings(codec: str) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def codec_settings(codec: str) -> dict[str, Any]:
 def producer_settings(job: Job) -> dict[str, Any]:
     """The settings of a run's producer."""
     sizes = {"batch_size": job.batch_bytes, "buffer_memory": job.arena_bytes or 64 << 20}
-    return {**codec_settings(job.codec), **sizes, "workers": job.workers, "enable_idempotence": False}
+    return {**codec_settings(job.codec), **sizes, "workers": job.workers, "enable_idempotence": job.idempotent}
 
 
 class Moment(NamedTuple):
